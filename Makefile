@@ -1,0 +1,55 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+PROMPT ?= The function returns
+
+# On Linux, PyPI's torch brings gigabytes of CUDA; without a GPU the CPU wheel comes from PyTorch's own index.
+# `make install TORCH_INDEX=` turns this off, `TORCH_INDEX=URL` names another index.
+ifeq ($(shell uname -s)-$(shell command -v nvidia-smi),Linux-)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format benchmark clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv with everything: TensorFlow, JAX, PyTorch, test and development tools.
+
+# Debian ships Python without ensurepip: there the pip outside seeds the environment.
+# torch goes first and alone, so that only this one package is looked up on the extra index; when that index cannot be
+# reached pip falls back, at once, to the usual ones.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 \
+	  || $(PYTHON) -m venv $(VENV) \
+	  || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	@echo "Installing into $(VENV) (some minutes the first time)"
+	$(if $(TORCH_INDEX),@$(PIP) --no-deps --retries 0 --constraint constraints.txt --extra-index-url $(TORCH_INDEX) torch)
+	@$(PIP) --constraint constraints.txt --editable ".[all]"
+	@touch $@
+
+quickstart: install ## Train a small GPT on Python's own documentation and let it write.
+	$(BIN)/kerasllm train quickstart --output saved_models/quickstart
+	$(BIN)/kerasllm generate saved_models/quickstart "$(PROMPT)" --max-new-tokens 60 --seed 1
+
+test: install ## Run the tests on TensorFlow, JAX and PyTorch.
+	$(BIN)/python tests/run_all.py
+
+lint: install ## Check style without changing anything.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install ## Fix style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: install ## Measure training speed and loss memory side by side with the peers (about 10 minutes).
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/loss_memory.py
+
+clean: ## Remove .venv, caches and build outputs (saved_models/ stays).
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

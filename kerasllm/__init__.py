@@ -1,0 +1,28 @@
+"""kerasllm: language models in Keras 3.
+
+Names are loaded on first use, so that importing the package imports no backend.
+"""
+
+import importlib
+
+_HOMES = {
+    "TransformerConfig": "kerasllm.config",
+    "Tokenizer": "kerasllm.tokenizers",
+    "CausalLM": "kerasllm.models.causal_lm",
+    "Sampler": "kerasllm.generation.sampling",
+}
+_MODULES = ("config", "data", "generation", "interop", "layers", "losses", "metrics", "models", "training")
+__all__ = [*_HOMES, *_MODULES]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"kerasllm.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kerasllm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

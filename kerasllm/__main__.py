@@ -1,0 +1,5 @@
+"""`python -m kerasllm`."""
+
+from kerasllm.cli import main
+
+main()

@@ -1,0 +1,242 @@
+"""The command line: `kerasllm train | generate | evaluate | info | recipes`.
+
+Commands import what they use when they run: `--help` answers at once, and KERAS_BACKEND is set in time.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+INPUT_ERROR, FAILURE = 2, 1
+
+app = typer.Typer(
+    help="Train language models, look at them, and let them write.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+settings = {"debug": False}
+
+
+class Backend(StrEnum):
+    """The Keras backends that there are."""
+
+    tensorflow = "tensorflow"
+    jax = "jax"
+    torch = "torch"
+
+
+class SamplerName(StrEnum):
+    """The samplers of `generate`."""
+
+    greedy = "greedy"
+    temperature = "temperature"
+    top_k = "top_k"
+    top_p = "top_p"
+
+
+BackendOption = Annotated[
+    Backend | None, typer.Option("--backend", help="Keras backend; KERAS_BACKEND, else Keras's own choice.")
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A saved model's directory.")]
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    settings["debug"] = debug
+
+
+def command(function: Callable) -> Callable:
+    """A command whose expected errors are one line and an exit code, not a traceback."""
+
+    @functools.wraps(function)
+    def run(**arguments: Any) -> None:
+        try:
+            function(**arguments)
+        except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
+            if settings["debug"]:
+                raise
+            typer.echo(f"Error: {_one_line(error)}", err=True)
+            is_input = isinstance(error, ValueError | KeyError | FileNotFoundError)
+            raise typer.Exit(INPUT_ERROR if is_input else FAILURE) from None
+
+    return app.command()(run)
+
+
+@command
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")],
+    data: Annotated[str | None, typer.Option(help="The text: a file, folder, glob, or hf:NAME.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory.  [default: saved_models/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe.")
+    ] = None,
+    backend: BackendOption = None,
+) -> None:
+    """Train a model as a recipe says."""
+    from kerasllm.training.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_ or ())
+    output = output or Path("saved_models") / loaded.name
+    _use(backend)
+    from kerasllm.training.checkpoint import Interrupted
+    from kerasllm.training.run import train as run
+
+    try:
+        run(loaded, output, resume=resume, data=data)
+    except Interrupted as interruption:
+        typer.echo(f"{interruption} Go on with the same command and --resume.", err=True)
+        raise typer.Exit(128 + interruption.signal) from None
+
+
+@command
+def generate(
+    directory: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help="What the model continues.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at the most.")] = 100,
+    sampler: Annotated[SamplerName, typer.Option(help="How the next token is chosen.")] = SamplerName.top_p,
+    temperature: Annotated[float | None, typer.Option(help="Below 1 is safer, above 1 bolder.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Choose among this many tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among tokens of this probability.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text at which to stop.")] = None,
+    truncation: Annotated[bool, typer.Option("--truncation", help="Let the context slide.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print as it is written.")] = False,
+    backend: BackendOption = None,
+) -> None:
+    """Continue a text."""
+    _use(backend)
+    import kerasllm
+
+    answer = kerasllm.CausalLM.from_preset(directory).generate(
+        prompt,
+        max_new_tokens,
+        sampler=sampler.value,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop or None,
+        truncation=truncation,
+        stream=stream,
+    )
+    for piece in [prompt, *()] if stream else [answer]:
+        print(piece, end="", flush=True)
+    for piece in answer if stream else ():
+        print(piece, end="", flush=True)
+    print()
+
+
+@command
+def evaluate(
+    directory: ModelArgument,
+    data: Annotated[str, typer.Option(help="The text: a file, folder, glob, or hf:NAME.")],
+    column: Annotated[str | None, typer.Option(help="The text's column in a table.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = 16,
+    backend: BackendOption = None,
+) -> None:
+    """Measure a model on a text: loss, perplexity, bits per byte, accuracy."""
+    _use(backend)
+    import kerasllm
+    from kerasllm.data.shards import tokenize
+
+    model = kerasllm.CausalLM.from_preset(directory)
+    if model.tokenizer is None:
+        raise ValueError(f"The model in {str(directory)!r} has no tokenizer, so it cannot read text.")
+    shards = tokenize(data, model.tokenizer, column)
+    length = model.config.max_sequence_length
+    dataset = kerasllm.data.TokenDataset(shards, length, batch_size, shuffle=False)
+    model.compile()
+    results = model.evaluate(dataset, return_dict=True, verbose=0)
+    _print_table(data, {"tokens": f"{len(shards):,}", **{k: f"{v:.4f}" for k, v in results.items()}})
+
+
+@command
+def info(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME_OR_DIR", help="A named size, or a model's directory.")
+    ],
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences, for the cache and activations.")] = 1,
+) -> None:
+    """Count parameters, memory and FLOPs of a model, without allocating it."""
+    from kerasllm.sizes import figures
+
+    _print_table(model, figures(_config(model), batch_size))
+
+
+@command
+def recipes() -> None:
+    """List the recipes and what to expect of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from kerasllm.training.recipe import load_recipe, recipe_names
+
+    table = Table("recipe", "steps", "val_loss", "minutes", "memory", "on", box=None, pad_edge=False)
+    loaded = [load_recipe(name) for name in recipe_names()]
+    for recipe in loaded:
+        expected = {"hardware": "", **recipe.expected}
+        memory = f"{expected['memory_gb']} GB" if "memory_gb" in expected else ""
+        figures = [str(expected.get(key, "")) for key in ("val_loss", "minutes")]
+        table.add_row(recipe.name, f"{recipe.training.steps:,}", *figures, memory, expected["hardware"])
+    console = Console(highlight=False)
+    console.print(table)
+    for recipe in loaded:
+        console.print(f"\n[bold]{recipe.name}[/bold]  {recipe.description}")
+        if recipe.data.source is None:
+            console.print(f"  needs --data: {recipe.data.wanted}", markup=False)
+
+
+def main() -> None:
+    """The `kerasllm` command."""
+    # Quiet unless asked: TensorFlow greets on standard error.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app(prog_name="kerasllm")
+
+
+def _use(backend: Backend | None) -> None:
+    """Sets the backend, which Keras reads once, when it is imported."""
+    if backend is None:
+        return
+    if "keras" in sys.modules and sys.modules["keras"].backend.backend() != backend.value:
+        raise ValueError(f"Keras has been imported with another backend than {backend.value}.")
+    os.environ["KERAS_BACKEND"] = backend.value
+
+
+def _config(name_or_directory: str):
+    from kerasllm.config import TransformerConfig
+
+    if os.sep in name_or_directory or Path(name_or_directory).is_dir():
+        from kerasllm.interop.presets import read_config
+
+        return read_config(name_or_directory)[1]
+    return TransformerConfig.from_name(name_or_directory)
+
+
+def _print_table(title: str, rows: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    else:
+        # str() of a KeyError is the repr of its message.
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())

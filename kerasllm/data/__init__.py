@@ -1,0 +1,30 @@
+"""Text in, batches out: sources, token shards, a counted order, a `PyDataset`."""
+
+import importlib
+
+_HOMES = {
+    "read_pieces": "sources",
+    "read_texts": "sources",
+    "Piece": "sources",
+    "build_shards": "shards",
+    "open_shards": "shards",
+    "TokenShards": "shards",
+    "permute": "order",
+    "batch_rows": "order",
+    "CountedDataset": "counted",
+    "ArrayDataset": "arrays",
+    "TokenDataset": "dataset",
+    "from_text": "pipeline",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    # Loaded on first use: the dataset imports keras, and with it a backend.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,1 @@
+"""Weights and configs in and out."""

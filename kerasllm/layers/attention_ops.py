@@ -1,0 +1,95 @@
+"""The arithmetic of attention: one explicit form for every backend, and a fused form where the backend has one.
+
+Shapes: query (batch, queries, heads, head_dim); key, value (batch, keys, kv_heads, head_dim);
+mask: boolean, True where a query may look, broadcastable to (batch, heads, queries, keys).
+"""
+
+import math
+
+import keras
+from keras import ops
+
+
+def causal_mask(queries: int, keys: int, window: int | None = None):
+    """(1, 1, queries, keys): a query sees keys up to its own position, at most `window` of them."""
+    rows = ops.expand_dims(ops.arange(queries), 1) + (keys - queries)
+    columns = ops.expand_dims(ops.arange(keys), 0)
+    mask = columns <= rows
+    if window is not None:
+        mask = ops.logical_and(mask, columns > rows - window)
+    return mask[None, None]
+
+
+def explicit_attention(query, key, value, mask=None, bias=None, scale=None, dropout=None):
+    """Softmax attention written out. Returns (output, weights).
+
+    Weights are (batch, heads, queries, keys) and sum to one over keys; the softmax is in float32.
+    Grouped-query attention folds the group into the query axis, so keys and values are never repeated.
+    """
+    batch, queries, heads, head_dim = ops.shape(query)
+    keys, kv_heads = ops.shape(key)[1:3]
+    groups = heads // kv_heads
+    scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
+
+    q = ops.transpose(query, (0, 2, 1, 3))
+    k = ops.transpose(key, (0, 2, 3, 1))
+    v = ops.transpose(value, (0, 2, 1, 3))
+    q = ops.reshape(q, (batch, kv_heads, groups * queries, head_dim))
+    scores = ops.cast(ops.matmul(q, k), "float32") * scale
+    scores = ops.reshape(scores, (batch, heads, queries, keys))
+    if bias is not None:
+        scores = scores + ops.cast(bias, "float32")
+    if mask is not None:
+        scores = ops.where(mask, scores, -1e30)
+    weights = ops.cast(ops.softmax(scores, axis=-1), query.dtype)
+    used = weights if dropout is None else dropout(weights)
+    used = ops.reshape(used, (batch, kv_heads, groups * queries, keys))
+    output = ops.reshape(ops.matmul(used, v), (batch, heads, queries, head_dim))
+    return ops.transpose(output, (0, 2, 1, 3)), weights
+
+
+def fused_attention(query, key, value, mask=None, causal=False, scale=None):
+    """The same output without keeping the weights, through the backend's own kernel where there is one.
+
+    `causal` may be used only without `mask` and for as many queries as keys: it is what lets the flash
+    kernels run.
+    """
+    return _FUSED[keras.backend.backend()](query, key, value, mask, causal, scale)
+
+
+def _torch_attention(query, key, value, mask, causal, scale):
+    import torch.nn.functional as F
+
+    # Straight to SDPA: keras.ops copies q, k and v, and turns a boolean mask into a float one.
+    grouped = query.shape[2] != key.shape[2]
+    output = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=grouped,
+    )
+    return output.transpose(1, 2)
+
+
+def _jax_attention(query, key, value, mask, causal, scale):
+    import jax
+
+    half = query.dtype in ("bfloat16", "float16")
+    if mask is None and half and jax.default_backend() == "gpu":
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=causal, scale=scale, implementation="cudnn"
+        )
+    return _explicit_output(query, key, value, mask, causal, scale)
+
+
+def _explicit_output(query, key, value, mask, causal, scale):
+    if causal:
+        mask = causal_mask(ops.shape(query)[1], ops.shape(key)[1])
+    return explicit_attention(query, key, value, mask, scale=scale)[0]
+
+
+_FUSED = {"torch": _torch_attention, "jax": _jax_attention}
+_FUSED |= dict.fromkeys(("tensorflow", "numpy", "openvino"), _explicit_output)

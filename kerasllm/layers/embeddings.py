@@ -1,0 +1,88 @@
+"""Token ids in, vectors out; and back again: the embedding is also the head when the two are tied."""
+
+import math
+
+import keras
+from keras import ops
+
+from kerasllm.config import TransformerConfig
+from kerasllm.layers.positions import sinusoidal_table
+
+
+@keras.saving.register_keras_serializable("kerasllm")
+class TokenEmbedding(keras.layers.Layer):
+    """Token vectors plus, where the config says so, learned or sinusoidal position vectors.
+
+    Args:
+        config: a `TransformerConfig`, or the dict of one.
+
+    Call arguments:
+        token_ids: (batch, length) integer.
+        positions: (batch, length) or (length,) integer; 0, 1, 2 … when left out.
+
+    Returns:
+        (batch, length, hidden_dim). `head_kernel()` is the (hidden_dim, vocabulary_size) output projection.
+
+    Reference: Press and Wolf (2016), "Using the Output Embedding to Improve Language Models", for tying.
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
+        c = self.config
+        self.tokens = keras.layers.ReversibleEmbedding(
+            c.vocabulary_size,
+            c.hidden_dim,
+            tie_weights=c.tie_embeddings,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=c.initializer_range),
+            dtype=self.dtype_policy,
+            name="tokens",
+        )
+        if c.positions == "learned":
+            self.positions = keras.layers.Embedding(
+                c.max_sequence_length,
+                c.hidden_dim,
+                embeddings_initializer=keras.initializers.RandomNormal(stddev=c.initializer_range),
+                dtype=self.dtype_policy,
+                name="positions",
+            )
+        self.dropout = keras.layers.Dropout(c.dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, token_ids_shape):
+        self.tokens.build(token_ids_shape)
+        if self.config.positions == "learned":
+            self.positions.build(token_ids_shape)
+        self.built = True
+
+    def call(self, token_ids, positions=None, training=None):
+        c = self.config
+        x = self.tokens(token_ids)
+        if c.scale_embeddings:
+            x = x * math.sqrt(c.hidden_dim)
+        if c.positions in ("learned", "sinusoidal"):
+            x = x + self._position_vectors(ops.shape(token_ids)[1], positions, x.dtype)
+        return self.dropout(x, training=training) if c.dropout and training else x
+
+    def _position_vectors(self, length, positions, dtype):
+        if self.config.positions == "sinusoidal":
+            table = sinusoidal_table(self.config.max_sequence_length, self.config.hidden_dim)
+            table = ops.convert_to_tensor(table, dtype=dtype)
+        elif positions is None:
+            table = ops.cast(self.positions.embeddings, dtype)
+        else:
+            return self.positions(positions)
+        # Positions in order are a slice: no gather, and a cheap gradient.
+        return table[:length] if positions is None else ops.take(table, positions, axis=0)
+
+    def head_kernel(self):
+        embedding = self.tokens
+        if embedding.tie_weights:
+            return ops.transpose(ops.cast(embedding.embeddings, self.compute_dtype))
+        return ops.cast(embedding.reverse_embeddings, self.compute_dtype)
+
+    def logits(self, hidden):
+        """(…, hidden_dim) → (…, vocabulary_size)."""
+        return self.tokens(hidden, reverse=True)
+
+    def get_config(self):
+        return {**super().get_config(), "config": self.config.to_dict()}

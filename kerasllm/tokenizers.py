@@ -1,0 +1,509 @@
+"""One tokenizer class over the Rust `tokenizers` library.
+
+Five kinds can be trained: characters, bytes, byte-level BPE (Radford et al., 2019; Sennrich et al., 2016),
+WordPiece (Schuster and Nakajima, 2012) and Unigram (Kudo, 2018). Any `tokenizer.json` can be loaded.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+KINDS = ("char", "byte", "bpe", "wordpiece", "unigram")
+DEFAULT_VOCABULARY_SIZE = 2048
+DEFAULT_SPECIAL_TOKENS = {
+    "char": (),
+    "byte": ("<|endoftext|>",),
+    "bpe": ("<|endoftext|>",),
+    "wordpiece": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "unigram": ("<pad>", "</s>", "<unk>"),
+}
+# The part a special token plays is told by its name, in the words of tokenizer_config.json.
+ROLES = {
+    "pad_token": ("<pad>", "[PAD]", "<|pad|>", "<|padding|>"),
+    "eos_token": ("</s>", "<eos>", "<|eos|>", "<|endoftext|>"),
+    "bos_token": ("<s>", "<bos>", "<|bos|>", "<|startoftext|>", "<|endoftext|>"),
+    "unk_token": ("<unk>", "[UNK]", "<|unk|>"),
+    "mask_token": ("<mask>", "[MASK]", "<|mask|>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+}
+
+
+class Tokenizer:
+    """Turns text into token ids and back.
+
+    Make one with `Tokenizer.train`, `Tokenizer.from_preset` or `Tokenizer.from_file`.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`. Its truncation and padding are switched off.
+        config: the contents of a `tokenizer_config.json`. Special tokens it does not name are told by their
+            usual names (`<|endoftext|>`, `[PAD]`, `</s>`, …).
+
+    Example:
+
+    ```python
+    tokenizer = kerasllm.Tokenizer.train("to be or not to be", kind="bpe", vocabulary_size=300)
+    ids = tokenizer.encode("to be")
+    text = tokenizer.decode(ids)
+    ```
+    """
+
+    def __init__(self, tokenizer: RustTokenizer, config: dict | None = None):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self._config = dict(config or {})
+        # `auto_map` names Python files to run; a tokenizer is data, so it is neither obeyed nor passed on.
+        self._config.pop("auto_map", None)
+        self._roles = _roles(self._config, tokenizer)
+
+    @classmethod
+    def train(
+        cls,
+        texts: str | Iterable[str],
+        kind: str = "bpe",
+        vocabulary_size: int | None = None,
+        special_tokens: Sequence[str] | None = None,
+    ) -> "Tokenizer":
+        """Learns a vocabulary from text.
+
+        Args:
+            texts: a string, or any iterable of strings, which is read once and not kept in memory.
+            kind: `"char"`: every character seen is a token. `"byte"`: the 256 bytes. `"bpe"`: byte-level BPE
+                as GPT-2. `"wordpiece"`: lower-cased WordPiece as BERT. `"unigram"`: Unigram on NFKC text.
+            vocabulary_size: the most tokens to have, special tokens included. `None` is 2048 for the kinds
+                that learn, and as many as there are for `"char"` and `"byte"`.
+            special_tokens: tokens that never come from ordinary text. `None` takes the kind's usual ones:
+                `<|endoftext|>` for byte and bpe, `[PAD] [UNK] [CLS] [SEP] [MASK]` for wordpiece,
+                `<pad> </s> <unk>` for unigram, none for char. WordPiece and Unigram need an unknown token; a
+                char tokenizer without one refuses characters that it has not seen.
+
+        Raises:
+            ValueError: unknown kind, empty texts, or a vocabulary too small for its alphabet.
+
+        Example:
+
+        ```python
+        tokenizer = kerasllm.Tokenizer.train(["one text", "another text"], kind="char")
+        ```
+        """
+        if kind not in KINDS:
+            raise ValueError(f"`kind` must be one of {', '.join(KINDS)}. Received: kind={kind!r}")
+        special_tokens = list(DEFAULT_SPECIAL_TOKENS[kind] if special_tokens is None else special_tokens)
+        unk_token = next((token for token in special_tokens if token in ROLES["unk_token"]), None)
+        if kind in ("wordpiece", "unigram") and unk_token is None:
+            raise ValueError(
+                f"A {kind} tokenizer needs an unknown token. Received: special_tokens={special_tokens}. "
+                f"Add one of {', '.join(ROLES['unk_token'])}."
+            )
+        texts = _checked_texts(texts)
+        if kind == "char":
+            tokenizer = _char(texts, special_tokens, unk_token)
+        elif kind == "byte":
+            next(texts)
+            tokenizer = _byte(special_tokens)
+        else:
+            tokenizer = _learned(texts, kind, vocabulary_size, special_tokens, unk_token)
+        if vocabulary_size is not None and tokenizer.get_vocab_size() > vocabulary_size:
+            raise ValueError(
+                "`vocabulary_size` is too small: this text's alphabet and the special tokens "
+                f"{special_tokens} take {tokenizer.get_vocab_size()} tokens. "
+                f"Received: vocabulary_size={vocabulary_size}"
+            )
+        return cls(tokenizer)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> "Tokenizer":
+        """Loads one `tokenizer.json`; special tokens are told by their usual names.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a tokenizer.
+        """
+        return cls(_read_tokenizer(Path(path)))
+
+    @classmethod
+    def from_preset(cls, directory: str | os.PathLike) -> "Tokenizer":
+        """Loads a directory written by `save_to_preset` or by transformers' `save_pretrained`.
+
+        Reads `tokenizer.json` and, where there, `tokenizer_config.json` and `special_tokens_map.json`.
+
+        Raises:
+            FileNotFoundError: there is no `tokenizer.json` in the directory.
+            ValueError: a file is damaged.
+        """
+        directory = Path(directory)
+        tokenizer = _read_tokenizer(directory / "tokenizer.json")
+        config = _read_json(directory / "special_tokens_map.json")
+        return cls(tokenizer, {**config, **_read_json(directory / "tokenizer_config.json")})
+
+    def save_to_preset(self, directory: str | os.PathLike) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` loads.
+
+        Each file is written aside, flushed to disk and renamed, so that an earlier one is never half lost.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config = {**config, **self._config, **self._roles}
+        _replace_file(directory / "tokenizer.json", self._tokenizer.to_str(pretty=True))
+        _replace_file(
+            directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        )
+
+    def encode(
+        self, text: str | Sequence[str], add_special_tokens: bool = False, parse_special: bool = True
+    ) -> list[int] | list[list[int]]:
+        """Token ids of a text, or of each of a list of texts.
+
+        Args:
+            text: a string, or a list of strings.
+            add_special_tokens: add what the tokenizer's template adds, such as `[CLS] … [SEP]`.
+            parse_special: text that spells a special token becomes that token, as in transformers. `False`
+                treats it as any other text: use it for text from others, which must not be able to end a
+                document or switch roles.
+
+        Returns:
+            A list of ids, or one list for each text.
+
+        Raises:
+            ValueError: the text holds a lone surrogate, or a character that a char tokenizer has not seen.
+
+        Example:
+
+        ```python
+        ids = tokenizer.encode("To be<|endoftext|>")
+        safe = tokenizer.encode("To be<|endoftext|>", parse_special=False)
+        ```
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
+        try:
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        except TypeError:
+            for each in texts:
+                _check_text(each)
+            raise
+        if self._alphabet is not None:
+            for each in texts:
+                self._check_alphabet(each, self.special_tokens if parse_special else [])
+        ids = [encoding.ids for encoding in encodings]
+        return ids[0] if isinstance(text, str) else ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str | list[str]:
+        """The text of token ids; a list of texts if `ids` is a list of lists (or a 2-D array).
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        rows = [row.tolist() if hasattr(row, "tolist") else row for row in ids]
+        if rows and not isinstance(rows[0], int):
+            return [self.decode(row, skip_special_tokens) for row in rows]
+        for token_id in rows:
+            self._check_id(token_id)
+        return self._tokenizer.decode(rows, skip_special_tokens=skip_special_tokens)
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text as they stand in the vocabulary."""
+        return [self._tokenizer.id_to_token(token_id) for token_id in self.encode(text)]
+
+    def token_to_id(self, token: str) -> int:
+        """The id of a token.
+
+        Raises:
+            KeyError: the token is not in the vocabulary.
+        """
+        if token not in self._vocabulary:
+            raise KeyError(f"{token!r} is not one of the {self.vocabulary_size} tokens of this tokenizer")
+        return self._vocabulary[token]
+
+    def id_to_token(self, token_id: int) -> str:
+        """The token of an id.
+
+        Raises:
+            ValueError: the id is outside the vocabulary.
+        """
+        self._check_id(token_id)
+        return self._tokenizer.id_to_token(int(token_id))
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """The largest id plus one, special tokens included."""
+        return max(self._vocabulary.values()) + 1
+
+    @cached_property
+    def kind(self) -> str:
+        """`"char"`, `"byte"`, `"bpe"`, `"wordpiece"` or `"unigram"`, told from how the tokenizer works."""
+        description = json.loads(self._tokenizer.to_str())
+        model, pre_tokenizer = description["model"], description["pre_tokenizer"] or {}
+        if model["type"] != "BPE" or model["merges"]:
+            return model["type"].lower()
+        if pre_tokenizer.get("type") != "ByteLevel":
+            return "char"
+        return "bpe" if pre_tokenizer.get("use_regex", True) else "byte"
+
+    @cached_property
+    def byte_lengths(self) -> list[int]:
+        """UTF-8 bytes that each token stands for, which bits per byte are counted with; 0 for special tokens."""
+        # A byte-level token spells each byte as one character.
+        byte_level = "ByteLevel" in self._tokenizer.to_str()
+        lengths = [0] * self.vocabulary_size
+        for token, token_id in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            text = token.removeprefix("##").replace("▁", " ")
+            lengths[token_id] = len(token) if byte_level else len(text.encode())
+        for token in self.special_tokens:
+            lengths[self._vocabulary[token]] = 0
+        return lengths
+
+    def get_config(self) -> dict:
+        """What `from_config` makes an equal tokenizer of, as JSON can hold it."""
+        return {"tokenizer": self._tokenizer.to_str(), "config": self._config}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Tokenizer":
+        return cls(RustTokenizer.from_str(config["tokenizer"]), config["config"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer's canonical JSON: equal for tokenizers that give equal ids."""
+        # The Rust library reads numbers back with an error in the last place: Unigram's scores are rounded
+        # first.
+        description = json.loads(self._tokenizer.to_str(), parse_float=lambda digits: f"{float(digits):.6g}")
+        canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens, in the order of their ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [token.content for _, token in sorted(added.items()) if token.special]
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id that fills up short rows; `None` if there is none."""
+        return self._role_id("pad_token")
+
+    @property
+    def start_token_id(self) -> int | None:
+        """The id that begins a sequence (bos, or BERT's `[CLS]`); `None` if there is none."""
+        return self._role_id("bos_token", "cls_token")
+
+    @property
+    def end_token_id(self) -> int | None:
+        """The id that ends a document (eos, or BERT's `[SEP]`); `None` if there is none."""
+        return self._role_id("eos_token", "sep_token")
+
+    @property
+    def mask_token_id(self) -> int | None:
+        """The id that hides a token from a masked language model; `None` if there is none."""
+        return self._role_id("mask_token")
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of what is not in the vocabulary; `None` if there is none."""
+        return self._role_id("unk_token")
+
+    def __repr__(self) -> str:
+        return f"<Tokenizer kind={self.kind!r} vocabulary_size={self.vocabulary_size}>"
+
+    @cached_property
+    def _plain_tokenizer(self) -> RustTokenizer:
+        """The same tokenizer, blind to special tokens: a switch on the one would race in threads."""
+        tokenizer = RustTokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    @cached_property
+    def _alphabet(self) -> frozenset[str] | None:
+        """What a char tokenizer can encode; `None` for a tokenizer that can encode anything."""
+        if self.kind != "char" or self.unk_token_id is not None:
+            return None
+        return frozenset(token for token in self._vocabulary if len(token) == 1)
+
+    def _check_alphabet(self, text: str, special_tokens: list[str]) -> None:
+        if unknown := set(text) - self._alphabet:
+            for token in special_tokens:
+                text = text.replace(token, "")
+            unknown &= set(text)
+        if unknown:
+            character = min(unknown, key=text.index)
+            place = text.index(character)
+            raise ValueError(
+                f"The character {character!r} (U+{ord(character):04X}) at position {place} is not in this "
+                f"char tokenizer's vocabulary of {self.vocabulary_size}. Train with text that has it, "
+                'or with special_tokens=["<unk>"], or use kind="byte".'
+            )
+
+    def _check_id(self, token_id: int) -> None:
+        if not 0 <= token_id < self.vocabulary_size:
+            raise ValueError(
+                f"Token ids must be in [0, {self.vocabulary_size}), the vocabulary. Received: {token_id}"
+            )
+
+    def _role_id(self, *roles: str) -> int | None:
+        return next((self._vocabulary[self._roles[role]] for role in roles if role in self._roles), None)
+
+
+def _roles(config: dict, tokenizer: RustTokenizer) -> dict[str, str]:
+    """Which token plays which part: as the config says, else by name among the special tokens."""
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    roles = {}
+    for role, names in ROLES.items():
+        if role in config:
+            token = config[role]
+            token = token.get("content") if isinstance(token, dict) else token
+        else:
+            token = next((name for name in names if name in special), None)
+        if token is not None and tokenizer.token_to_id(token) is not None:
+            roles[role] = token
+    return roles
+
+
+def _char(texts: Iterator[str], special_tokens: list[str], unk_token: str | None) -> RustTokenizer:
+    alphabet = sorted(set().union(*texts))
+    vocabulary = {token: index for index, token in enumerate([*special_tokens, *alphabet])}
+    # BPE without merges walks over characters, and needs no regular expression to do so.
+    tokenizer = RustTokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unk_token))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(special_tokens)
+    return tokenizer
+
+
+def _byte(special_tokens: list[str]) -> RustTokenizer:
+    # GPT-2 spells bytes with visible characters: printable ones as they are, the rest from U+0100 on.
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    alphabet = [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+    tokenizer = RustTokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special_tokens)
+    return tokenizer
+
+
+def _learned(
+    texts: Iterator[str],
+    kind: str,
+    vocabulary_size: int | None,
+    special_tokens: list[str],
+    unk_token: str | None,
+) -> RustTokenizer:
+    options = {
+        "vocab_size": DEFAULT_VOCABULARY_SIZE if vocabulary_size is None else vocabulary_size,
+        "special_tokens": special_tokens,
+        "show_progress": False,
+    }
+    if kind == "bpe":
+        tokenizer = RustTokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
+    elif kind == "wordpiece":
+        tokenizer = RustTokenizer(models.WordPiece(unk_token=unk_token))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(**options)
+    else:
+        tokenizer = RustTokenizer(models.Unigram())
+        tokenizer.normalizer = normalizers.NFKC()
+        # No dummy space in front: a text cut in pieces between words then gives the ids of the whole.
+        metaspace = pre_tokenizers.Metaspace(prepend_scheme="never")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split("\n", behavior="isolated"), metaspace]
+        )
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+        trainer = trainers.UnigramTrainer(unk_token=unk_token, **options)
+    try:
+        tokenizer.train_from_iterator(texts, trainer)
+    except (TypeError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"Could not train a {kind} tokenizer: {error}. Received: vocabulary_size="
+            f"{options['vocab_size']}; a larger one may be what is needed."
+        ) from error
+    template = {"wordpiece": ("[CLS]", "$A", "[SEP]"), "unigram": ("$A", "</s>")}.get(kind, ())
+    added = [token for token in template if token != "$A"]
+    if added and set(added) <= set(special_tokens):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=list(template), special_tokens=[(token, tokenizer.token_to_id(token)) for token in added]
+        )
+    return tokenizer
+
+
+def _checked_texts(texts: str | Iterable[str]) -> Iterator[str]:
+    """The texts that are not empty, each checked; raises at the end if there were none."""
+    if isinstance(texts, str):
+        # A path given where the text was meant would train on the letters of a file name.
+        if len(texts) < 1024 and "\n" not in texts and os.path.exists(texts):
+            raise ValueError(
+                f"`texts` must be text, not a path. Received: {texts!r}. "
+                f"Read the file with kerasllm.data.read_texts({texts!r})."
+            )
+        texts = [texts]
+    empty = True
+    for text in texts:
+        _check_text(text)
+        if text:
+            empty = False
+            yield text
+    if empty:
+        raise ValueError("`texts` is empty: there is nothing to train a tokenizer on.")
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"Texts must be strings. Received: {text!r} of type {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text holds a lone surrogate, {text[error.start]!r} at position {error.start}, which is no "
+            'Unicode character and cannot be encoded. Clean it with text.encode("utf-8", "replace").decode().'
+        ) from None
+
+
+def _read_tokenizer(path: Path) -> RustTokenizer:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no tokenizer at {path}. Expected a tokenizer.json, as save_to_preset and "
+            "transformers' save_pretrained write."
+        )
+    try:
+        return RustTokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or is not a tokenizer: {error}") from error
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, found a {type(contents).__name__}")
+    return contents
+
+
+def _replace_file(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,209 @@
+"""A recipe carried out: text in, a run directory out."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+from rich.console import Console
+
+from kerasllm.data import TokenDataset, from_text, read_texts
+from kerasllm.files import written_aside
+from kerasllm.models.causal_lm import CausalLM
+from kerasllm.tokenizers import Tokenizer
+from kerasllm.training.callbacks import JSONLLogger, Progress, Samples, StopOnNaN, Throughput
+from kerasllm.training.checkpoint import Checkpoint, latest
+from kerasllm.training.model_card import model_card
+from kerasllm.training.optimizers import OPTIMIZERS
+from kerasllm.training.plots import plot_curves
+from kerasllm.training.recipe import Recipe, differing_keys, load_recipe
+
+
+def train(
+    recipe: Recipe | str | os.PathLike,
+    output: str | os.PathLike,
+    resume: bool = False,
+    data: str | os.PathLike | None = None,
+    console: Console | None = None,
+) -> CausalLM:
+    """Trains a model as a recipe says, and writes a run directory.
+
+    The directory has the model as `save_to_preset` writes it, with its last weights, and `recipe.yaml`,
+    `metrics.jsonl`, `curves.png`, `samples.txt`, `checkpoints/` and a model card, `README.md`. Nothing is
+    written before the recipe, the text and the model have been checked.
+
+    Args:
+        recipe: a `Recipe`, the name of one, or the path of a YAML file.
+        output: the directory; it must be new or empty, unless `resume`.
+        resume: go on from the newest checkpoint in `output`, with the same recipe; begin if there is none.
+        data: the text, in place of the recipe's `data.source`.
+        console: where to report; standard output when left out.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        ValueError: the recipe lacks a text, the directory is in use, or it was made by another recipe.
+        FloatingPointError: the loss became NaN. The checkpoints are whole.
+        Interrupted: SIGINT or SIGTERM came, and a checkpoint was saved.
+        OSError: something could not be written. The checkpoints are whole.
+
+    Example:
+
+    ```python
+    model = kerasllm.training.train("quickstart", "saved_models/quickstart")
+    ```
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if data is not None:
+        recipe = replace(recipe, data=replace(recipe.data, source=os.fspath(data)))
+    output, console = Path(output), console or Console()
+    _check_directory(output, recipe, resume)
+
+    keras.utils.set_random_seed(recipe.training.seed)
+    tokenizer = _tokenizer(recipe, output)
+    train_data, validation_data = _data(recipe, tokenizer)
+    config = recipe.config(tokenizer.vocabulary_size)
+    model = CausalLM(config, tokenizer, dtype=recipe.training.dtype)
+    model.compile(optimizer=_optimizer(recipe, model))
+
+    with written_aside(output / "recipe.yaml") as aside:
+        aside.write_text(recipe.to_yaml(), encoding="utf-8")
+    tokenizer.save_to_preset(output)
+    console.print(
+        f"{recipe.name}: {config.num_parameters():,} parameters, {len(train_data.shards):,} training tokens, "
+        f"{recipe.training.steps:,} steps, {keras.backend.backend()}",
+        highlight=False,
+    )
+    if resume and (checkpoint := latest(output / "checkpoints")):
+        console.print(f"Resuming from {checkpoint}", highlight=False)
+
+    progress, throughput = Progress(console), Throughput()
+    callbacks = _callbacks(recipe, output, resume, progress, throughput, console)
+    training = recipe.training
+    try:
+        epochs = training.steps // training.steps_per_evaluation
+        model.fit(train_data, validation_data=validation_data, epochs=epochs, callbacks=callbacks, verbose=0)
+    except OSError as error:
+        where = latest(output / "checkpoints")
+        kept = f"{where} is whole; make room and resume." if where else "There is no checkpoint yet."
+        raise OSError(error.errno, f"Training stopped: {error.strerror or error}. {kept}") from error
+    finally:
+        progress.close()
+
+    model.save_to_preset(output)
+    _plot(output, console)
+    with written_aside(output / "README.md") as aside:
+        aside.write_text(model_card(recipe, model, output, throughput.mfu_denominator), encoding="utf-8")
+    console.print(f"Saved to {output}", highlight=False)
+    return model
+
+
+def _check_directory(output: Path, recipe: Recipe, resume: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"The output {str(output)!r} is a file. Choose a new directory.")
+    if not output.exists() or not any(output.iterdir()):
+        return
+    saved = output / "recipe.yaml"
+    if not resume:
+        going_on = " or go on with --resume" if saved.is_file() else ""
+        raise ValueError(f"The output directory {str(output)!r} is not empty. Choose another{going_on}.")
+    if not saved.is_file():
+        raise ValueError(f"There is no run to resume in {str(output)!r}: it has no recipe.yaml.")
+    if differing := differing_keys(recipe, load_recipe(saved)):
+        raise ValueError(
+            f"The run in {str(output)!r} was begun with another recipe: {', '.join(differing)} differ. "
+            f"Resume with the same one, {str(saved)!r}, or choose another directory."
+        )
+
+
+def _tokenizer(recipe: Recipe, output: Path) -> Tokenizer:
+    data, vocabulary = recipe.data, recipe.tokenizer
+    if data.source is None:
+        wanted = f" ({data.wanted})" if data.wanted else ""
+        raise ValueError(f"The recipe {recipe.name!r} needs a text{wanted}: give it with --data PATH.")
+    if (output / "tokenizer.json").is_file():
+        return Tokenizer.from_preset(output)
+    if vocabulary.preset is not None:
+        return Tokenizer.from_preset(vocabulary.preset)
+    texts = read_texts(data.source, data.column)
+    return Tokenizer.train(texts, kind=vocabulary.kind, vocabulary_size=vocabulary.vocabulary_size)
+
+
+def _data(recipe: Recipe, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset | None]:
+    data, training = recipe.data, recipe.training
+    train_data, validation_data = from_text(
+        data.source,
+        tokenizer,
+        sequence_length=data.sequence_length,
+        batch_size=data.batch_size,
+        validation_fraction=data.validation_fraction,
+        seed=training.seed,
+        packing=data.packing,
+        cache_dir=data.cache_dir,
+        column=data.column,
+    )
+    # What Keras calls an epoch is, here, the steps between two evaluations.
+    train_data.steps_per_epoch = training.steps_per_evaluation * training.accumulation
+    if validation_data is not None and training.evaluate_steps is not None:
+        validation_data = _beginning(validation_data, training.evaluate_steps)
+    return train_data, validation_data
+
+
+def _beginning(dataset: TokenDataset, steps: int) -> TokenDataset:
+    """The first batches of a validation set. (Fewer steps an epoch would walk on through it.)"""
+    stop = min(len(dataset.shards), steps * dataset.tokens_per_batch + 1)
+    return TokenDataset(
+        dataset.shards.slice(0, stop),
+        dataset.sequence_length,
+        dataset.batch_size,
+        packing=dataset.packing,
+        objective=dataset.objective,
+        pad_token_id=dataset.pad_token_id,
+        shuffle=False,
+    )
+
+
+def _optimizer(recipe: Recipe, model: CausalLM) -> keras.optimizers.Optimizer:
+    training = recipe.training
+    return OPTIMIZERS[training.optimizer](
+        training.learning_rate,
+        total_steps=training.steps,
+        warmup_steps=training.warmup_steps,
+        final_fraction=training.final_fraction,
+        weight_decay=training.weight_decay,
+        beta_2=training.beta_2,
+        clipnorm=training.clipnorm,
+        accumulation=training.accumulation,
+        model=model,
+    )
+
+
+def _callbacks(recipe, output, resume, progress, throughput, console) -> list[keras.callbacks.Callback]:
+    """In the order in which they must see the end of an epoch: who adds to the logs first, who saves last."""
+    training, callbacks = recipe.training, keras.callbacks
+    every = training.checkpoint_every and training.checkpoint_every * training.accumulation
+    chosen = [
+        StopOnNaN(output / "checkpoints"),
+        throughput,
+        progress,
+        JSONLLogger(output / "metrics.jsonl"),
+    ]
+    if training.csv:
+        chosen.append(callbacks.CSVLogger(output / "metrics.csv", append=resume))
+    if training.tensorboard:
+        chosen.append(callbacks.TensorBoard(output / "tensorboard"))
+    if training.sample_prompt is not None:
+        path, tokens = output / "samples.txt", training.sample_tokens
+        chosen.append(Samples(path, training.sample_prompt, max_new_tokens=tokens, console=console))
+    if training.early_stopping:
+        chosen.append(callbacks.EarlyStopping("val_loss", patience=training.early_stopping))
+    checkpoints = output / "checkpoints"
+    return [*chosen, Checkpoint(checkpoints, every, keep=training.keep_checkpoints, resume=resume)]
+
+
+def _plot(output: Path, console: Console) -> None:
+    try:
+        plot_curves(output / "metrics.jsonl", output / "curves.png")
+    except ImportError as error:
+        console.print(f"No curves.png: {error}", highlight=False, markup=False)
