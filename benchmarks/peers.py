@@ -134,7 +134,7 @@ def make_torch_step(
 
     model = model.to(device).train()
     forward = torch.compile(model) if compiled else model
-    # The fused AdamW is the fastest that PyTorch has, on a CPU too.
+    # The fused AdamW: on a CPU too, none of PyTorch's other forms measured faster.
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=LEARNING_RATE,

@@ -4,6 +4,7 @@ Commands import what they use when they run: `--help` answers at once, and KERAS
 """
 
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -130,9 +131,8 @@ def generate(
         truncation=truncation,
         stream=stream,
     )
-    for piece in [prompt, *()] if stream else [answer]:
-        print(piece, end="", flush=True)
-    for piece in answer if stream else ():
+    # Streamed pieces are only what is new; a whole answer begins with the prompt.
+    for piece in itertools.chain([prompt], answer) if stream else [answer]:
         print(piece, end="", flush=True)
     print()
 

@@ -148,7 +148,7 @@ class Samples(_RecordFile):
         every: epochs between samples.
         max_new_tokens: tokens to write.
         console: a `rich.console.Console`; standard error when left out.
-        options: of `model.generate`. Defaults to top-p 0.95 at temperature 0.8, with seed 0.
+        options: of `model.generate`. Without any: top-p at temperature 0.8.
 
     Example:
 
@@ -163,7 +163,7 @@ class Samples(_RecordFile):
 
         self.prompt, self.every, self.max_new_tokens = prompt, every, max_new_tokens
         self.console = console or Console(stderr=True)
-        self.options = {"sampler": "top_p", "top_p": 0.95, "temperature": 0.8, "seed": 0, **options}
+        self.options = options or {"sampler": "top_p", "temperature": 0.8}
 
     def on_epoch_end(self, epoch, logs=None):
         # Training that was told to stop in the middle of an epoch is in a hurry.

@@ -79,6 +79,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._epoch = self._start_step = 0
         self._history: dict[str, list] = {}
         self._pending = None
+        self._random_state: dict[str, np.ndarray] = {}
         self._signal = None
         self._old_handlers = {}
 
@@ -102,14 +103,25 @@ class Checkpoint(keras.callbacks.Callback):
         if self._pending is not None:
             # Only now: Keras resets metrics, and callbacks reset themselves, at the start of fit or of an epoch.
             state, metrics = self._pending
-            for variable, value in zip(self.model.metrics_variables, metrics):
-                variable.assign(value)
+            if not self._start_step:
+                self._resume_random_state()
+            else:
+                for variable, value in zip(self.model.metrics_variables, metrics):
+                    variable.assign(value)
             self._set_callback_states(state["callbacks"])
             self.model.history.history = {k: list(v) for k, v in self._history.items()}
             self.model.history.epoch = list(range(epoch))
             self._pending = None
         else:
             self._start_step = 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._resume_random_state()  # Making PyTorch's data iterator has drawn a number since the epoch began.
+
+    def _resume_random_state(self):
+        if self._random_state:
+            _set_random_state(self._random_state)
+            self._random_state = {}
 
     def on_train_batch_end(self, batch, logs=None):
         step = self._start_step + batch + 1
@@ -168,8 +180,8 @@ class Checkpoint(keras.callbacks.Callback):
         arrays = {
             f"{group}/{i:05d}": _array(v) for group, vs in self._groups().items() for i, v in enumerate(vs)
         }
-        callbacks, more = self._callback_states()
-        arrays |= more
+        callbacks, best_weights = self._callback_states()
+        arrays |= best_weights | _random_state()
         state = {
             "epoch": epoch,
             "step": step,
@@ -251,6 +263,7 @@ class Checkpoint(keras.callbacks.Callback):
         for group in ("trainable", "non_trainable", "optimizer"):
             for i, variable in enumerate(groups[group]):
                 variable.assign(arrays[f"{group}/{i:05d}"])
+        self._random_state = {k: v for k, v in arrays.items() if k.startswith("random/")}
         metrics = [arrays[f"metrics/{i:05d}"] for i in range(len(groups["metrics"]))]
         state["best"] = {name: value for name, value in arrays.items() if name.startswith("best/")}
         self._pending = (state, metrics)
@@ -327,6 +340,29 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise ValueError(
             f"Checkpoint {str(path)!r} is damaged: {error}. Remove it to resume from the one before."
         ) from None
+
+
+def _random_state() -> dict[str, np.ndarray]:
+    """PyTorch's own generators, which Keras's dropout draws from there; elsewhere all seeds are variables."""
+    if keras.backend.backend() != "torch":
+        return {}
+    import torch
+
+    state = {"random/cpu": torch.get_rng_state().numpy()}
+    if torch.cuda.is_available():
+        state |= {f"random/cuda{i}": s.numpy() for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def _set_random_state(arrays) -> None:
+    if keras.backend.backend() != "torch":
+        return
+    import torch
+
+    torch.set_rng_state(torch.from_numpy(arrays["random/cpu"].copy()))
+    for i in range(torch.cuda.device_count()):
+        if f"random/cuda{i}" in arrays:
+            torch.cuda.set_rng_state(torch.from_numpy(arrays[f"random/cuda{i}"].copy()), i)
 
 
 def _array(variable) -> np.ndarray:

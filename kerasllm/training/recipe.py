@@ -111,8 +111,8 @@ class Recipe:
         expected: figures that the run was seen to reach, such as `val_loss`, `minutes`, `memory_gb`, with
             `hardware` in words.
         data, tokenizer, training: see `Data`, `Vocabulary`, `Training`.
-        model: `name`, one of the named sizes, and any field of `TransformerConfig`. Unless they are given, the
-            vocabulary size is the tokenizer's, and the context `data.sequence_length`.
+        model: `name`, one of the named sizes, and any field of `TransformerConfig`. Unless they are given,
+            the vocabulary size is the tokenizer's, and the context `data.sequence_length`.
 
     Raises:
         ValueError: a value of the wrong type or out of range, or two that disagree.
