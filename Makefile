@@ -5,11 +5,9 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 PROMPT ?= The function returns
 
-# On Linux, PyPI's torch brings gigabytes of CUDA; without a GPU the CPU wheel comes from PyTorch's own index.
-# `make install TORCH_INDEX=` turns this off, `TORCH_INDEX=URL` names another index.
-ifeq ($(shell uname -s)-$(shell command -v nvidia-smi),Linux-)
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-endif
+# On Linux the usual index may bring a torch with gigabytes of CUDA. `make install TORCH_INDEX=URL` takes it from another
+# index first: PyTorch's "get started" page names the one with CPU builds.
+TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test lint format benchmark clean
@@ -33,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: install ## Train a small GPT on Python's own documentation and let it write.
 	$(BIN)/kerasllm train quickstart --output saved_models/quickstart
-	$(BIN)/kerasllm generate saved_models/quickstart "$(PROMPT)" --max-new-tokens 60 --seed 1
+	$(BIN)/kerasllm generate saved_models/quickstart "$(PROMPT)" --max-new-tokens 60 --sampler top_p --temperature 0.7 --seed 1
 
 test: install ## Run the tests on TensorFlow, JAX and PyTorch.
 	$(BIN)/python tests/run_all.py

@@ -15,6 +15,8 @@ NORM_POSITIONS = ("pre", "post")
 
 # Larger than any published model, small enough that a damaged or hostile config is refused at the door.
 MAX_SIZE = 2**24
+MAX_LAYERS = 2**12
+MAX_POSITION_VALUES = 2**28  # of a table of rotary or sinusoidal positions, which no weights file bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +84,9 @@ class TransformerConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self):
-        for name in ("vocabulary_size", "max_sequence_length", "num_layers", "num_heads", "hidden_dim"):
+        for name in ("vocabulary_size", "max_sequence_length", "num_heads", "hidden_dim"):
             self._check_size(name)
+        self._check_size("num_layers", MAX_LAYERS)
         self._derive("intermediate_dim", 4 * self.hidden_dim)
         self._derive("num_kv_heads", self.num_heads)
         if self.head_dim is None and self.hidden_dim % self.num_heads:
@@ -112,20 +115,27 @@ class TransformerConfig:
                 raise ValueError(f"`{name}` must be True or False. Received: {name}={getattr(self, name)!r}")
         for name in ("dropout", "attention_dropout"):
             self._check_number(name, at_least=0.0, below=1.0)
-        for name in ("rope_theta", "norm_epsilon", "initializer_range"):
+        for name in ("norm_epsilon", "initializer_range"):
             self._check_number(name, at_least=0.0, below=1e12)
+        self._check_number("rope_theta", at_least=1.0, below=1e12)
         if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"Rotary positions need an even `head_dim`. Received: head_dim={self.head_dim}")
+        width = {"rotary": self.head_dim, "sinusoidal": self.hidden_dim}.get(self.positions, 0)
+        if self.max_sequence_length * width > MAX_POSITION_VALUES:
+            raise ValueError(
+                f"A table of {self.positions} positions has at most {MAX_POSITION_VALUES} values. "
+                f"Received: max_sequence_length={self.max_sequence_length}, times a width of {width}"
+            )
 
     def _derive(self, name: str, default: int) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, default)
         self._check_size(name)
 
-    def _check_size(self, name: str) -> None:
+    def _check_size(self, name: str, largest: int = MAX_SIZE) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
-            raise ValueError(f"`{name}` must be a whole number from 1 to {MAX_SIZE}. Received: {name}={value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            raise ValueError(f"`{name}` must be a whole number from 1 to {largest}. Received: {name}={value!r}")
 
     def _check_number(self, name: str, at_least: float, below: float) -> None:
         value = getattr(self, name)

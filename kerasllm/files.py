@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # Reading it is only possible by setting it.
+
 
 @contextlib.contextmanager
 def written_aside(path: str | os.PathLike) -> Iterator[Path]:
@@ -27,6 +30,8 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield aside
         for written in [aside, *(aside.rglob("*") if aside.is_dir() else ())]:
+            if written.is_file():
+                written.chmod(0o666 & ~_UMASK)  # Some writers leave their files to their owner alone.
             _flush(written)
         os.replace(aside, path)
         _flush(path.parent)

@@ -156,7 +156,7 @@ class Engine:
             positions=positions[:, None],
             cache=cache,
             update_cache=lambda pair, new: tuple(_write(old, row, positions) for old, row in zip(pair, new)),
-            mask=mask[:, None, None, :],
+            attention_mask=mask[:, None, None, :],
             training=False,
         )
         return self._logits(hidden[:, 0]), cache

@@ -27,7 +27,7 @@ class Attention(keras.layers.Layer):
     Call arguments:
         x: (batch, queries, dim).
         context: (batch, keys, dim), what is attended to; `x` when left out.
-        mask: boolean, True where a query may look; broadcastable to (batch, heads, queries, keys).
+        attention_mask: boolean, True where a query may look; broadcastable to (batch, heads, queries, keys).
         causal: the mask is exactly "up to my own position", which needs no mask and is fastest.
         rotary: (cos, sin) tables of the positions of `x`, or `None`.
         cache: `(key, value)` written so far, each (batch, keys, kv_heads, head_dim).
@@ -61,6 +61,7 @@ class Attention(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.num_kv_heads = num_kv_heads or num_heads
@@ -108,7 +109,7 @@ class Attention(keras.layers.Layer):
         self,
         x,
         context=None,
-        mask=None,
+        attention_mask=None,
         causal=False,
         rotary=None,
         cache=None,
@@ -128,24 +129,27 @@ class Attention(keras.layers.Layer):
         weights = None
         dropping = bool(training) and self.dropout > 0
         if return_weights or dropping:
-            if causal and mask is None:
-                raise ValueError("Attention weights and dropout need `mask`; `causal=True` is the fused path.")
+            if causal and attention_mask is None:
+                raise ValueError("Attention weights and dropout need `attention_mask`; `causal=True` is the fused path.")
             output, weights = explicit_attention(
                 query,
                 key,
                 value,
-                mask,
+                attention_mask,
                 scale=self.scale,
                 dropout=(lambda w: self.dropout_layer(w, training=True)) if dropping else None,
             )
         else:
-            output = fused_attention(query, key, value, mask, causal, self.scale)
+            output = fused_attention(query, key, value, attention_mask, causal, self.scale)
         batch, length = ops.shape(output)[:2]
         output = ops.reshape(output, (batch, length, self.num_heads * self.head_dim))
         output = self.output_dense(output)
         if update_cache is not None:
             return output, (key, value)
         return (output, weights) if return_weights else output
+
+    def compute_mask(self, *arguments):
+        return None  # The mask is an argument of the call; it ends here.
 
     def _split_heads(self, x, heads):
         batch, length = ops.shape(x)[:2]

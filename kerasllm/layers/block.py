@@ -27,7 +27,7 @@ class TransformerBlock(keras.layers.Layer):
 
     Call arguments:
         x: (batch, length, hidden_dim).
-        mask, causal, rotary, cache, update_cache, return_weights: as in `Attention`.
+        attention_mask, causal, rotary, cache, update_cache, return_weights: as in `Attention`.
 
     Returns:
         x (batch, length, hidden_dim), and what `Attention` returned beside its output, if anything.
@@ -44,6 +44,7 @@ class TransformerBlock(keras.layers.Layer):
 
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
         c, policy = self.config, self.dtype_policy
         inner = keras.initializers.RandomNormal(stddev=c.initializer_range)
@@ -81,7 +82,7 @@ class TransformerBlock(keras.layers.Layer):
     def call(
         self,
         x,
-        mask=None,
+        attention_mask=None,
         causal=False,
         rotary=None,
         cache=None,
@@ -94,7 +95,7 @@ class TransformerBlock(keras.layers.Layer):
 
         attended = self.attention(
             self.attention_norm(x) if pre else x,
-            mask=mask,
+            attention_mask=attention_mask,
             causal=causal,
             rotary=rotary,
             cache=cache,
@@ -109,6 +110,9 @@ class TransformerBlock(keras.layers.Layer):
         x = x + drop(self.feed_forward(self.feed_forward_norm(x) if pre else x))
         x = x if pre else self.feed_forward_norm(x)
         return (x, *rest) if rest else x
+
+    def compute_mask(self, *arguments):
+        return None  # The mask is an argument of the call; it ends here.
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}

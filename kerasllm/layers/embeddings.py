@@ -74,6 +74,9 @@ class TokenEmbedding(keras.layers.Layer):
         # Positions in order are a slice: no gather, and a cheap gradient.
         return table[:length] if positions is None else ops.take(table, positions, axis=0)
 
+    def compute_output_shape(self, token_ids_shape):
+        return (*token_ids_shape, self.config.hidden_dim)
+
     def head_kernel(self):
         embedding = self.tokens
         if embedding.tie_weights:

@@ -23,7 +23,7 @@ class Transformer(keras.layers.Layer):
         document_ids: (batch, length) integer, for rows packed from several documents: a token sees only
             tokens of its own document, and 0 marks padding.
         positions: (batch, length) integer; 0, 1, 2 … when left out.
-        cache: list of a (key, value) pair a layer, with `update_cache` as in `Attention`; then `mask` says
+        cache: list of a (key, value) pair a layer, with `update_cache` as in `Attention`; then `attention_mask` says
             which cached keys each query sees, (batch, 1, length, keys).
         trace: also return what happened inside.
 
@@ -42,6 +42,7 @@ class Transformer(keras.layers.Layer):
 
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
         c, policy = self.config, self.dtype_policy
         self.embedding = TokenEmbedding(c, dtype=policy, name="embedding")
@@ -68,7 +69,7 @@ class Transformer(keras.layers.Layer):
         positions=None,
         cache=None,
         update_cache=None,
-        mask=None,
+        attention_mask=None,
         trace=False,
         training=None,
     ):
@@ -79,10 +80,10 @@ class Transformer(keras.layers.Layer):
                 f"max_sequence_length={self.config.max_sequence_length}. Cut the text into shorter pieces."
             )
         causal = False
-        if mask is None:
+        if attention_mask is None:
             explicit = trace or (bool(training) and self.config.attention_dropout > 0)
-            mask, causal = self._mask(length, padding_mask, document_ids, explicit)
-        arguments = {"mask": mask, "causal": causal, "rotary": self._rotary_of(positions, length)}
+            attention_mask, causal = self._mask(length, padding_mask, document_ids, explicit)
+        arguments = {"attention_mask": attention_mask, "causal": causal, "rotary": self._rotary_of(positions, length)}
 
         x = self.embedding(token_ids, positions, training=training)
         hidden_states, attentions, new_cache = [x], [], []
@@ -102,6 +103,12 @@ class Transformer(keras.layers.Layer):
         if update_cache is not None:
             return x, new_cache
         return (x, hidden_states, attentions) if trace else x
+
+    def compute_mask(self, *arguments):
+        return None  # The mask is an argument of the call; it ends here.
+
+    def compute_output_shape(self, token_ids_shape):
+        return (*token_ids_shape, self.config.hidden_dim)
 
     def _mask(self, length, padding_mask, document_ids, explicit):
         """(mask, causal): no mask at all where "causal" says it, which lets the fastest kernels run."""

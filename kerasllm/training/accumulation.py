@@ -27,7 +27,9 @@ class _TokenWeighted:
         super().apply(
             [None if g is None else g * ops.cast(tokens, g.dtype) for g in grads], trainable_variables
         )
-        updated = self.iterations % self.gradient_accumulation_steps == 0
+        # `_iterations` counts micro-batches; the public `iterations` counts updates.
+        updated = self._iterations % self.gradient_accumulation_steps == 0
+        # `_iterations` counts micro-batches, the public `iterations` updates.
         self._accumulated_tokens.assign(ops.where(updated, 0.0, so_far))
 
     def _clip_gradients(self, grads):

@@ -6,7 +6,6 @@ history, and the state of the other callbacks. A checkpoint is a folder that is 
 
 import hashlib
 import json
-import math
 import shutil
 import signal
 import threading
@@ -65,6 +64,8 @@ class Checkpoint(keras.callbacks.Callback):
     ```
     """
 
+    async_safe = True  # Nothing here happens after a step.
+
     def __init__(self, directory, every_steps=None, keep=3, resume=False):
         super().__init__()
         if every_steps is not None and every_steps < 1:
@@ -92,6 +93,11 @@ class Checkpoint(keras.callbacks.Callback):
         if self.directory.is_dir():
             for leftover in self.directory.glob(".step-*.tmp"):
                 shutil.rmtree(leftover, ignore_errors=True)
+        if self.every_steps and not isinstance(self.model.train_data, CountedDataset):
+            raise ValueError(
+                "Checkpoints within an epoch need data whose order is counted: strings, arrays or a kerasllm dataset. "
+                f"Received: {type(self.model.train_data).__name__}. Leave `every_steps` out to save after each epoch."
+            )
         newest = latest(self.directory) if self.resume else None
         if newest is not None:
             self._restore(newest)
@@ -116,27 +122,27 @@ class Checkpoint(keras.callbacks.Callback):
             self._start_step = 0
 
     def on_train_batch_begin(self, batch, logs=None):
+        # The state before a step is the state after the one before it; and this hook, unlike the one after a step,
+        # is never called from another thread. `_model`: `model` would copy all state back from JAX at each step.
         self._resume_random_state()  # Making PyTorch's data iterator has drawn a number since the epoch began.
+        if not batch or not isinstance(self._model.train_data, CountedDataset):
+            return
+        step = self._start_step + batch
+        if self._signal is not None:
+            self._save(self._epoch, step)
+            self._interrupt()
+        if self.every_steps and step % self.every_steps == 0:
+            self._save(self._epoch, step)
 
     def _resume_random_state(self):
         if self._random_state:
             _set_random_state(self._random_state)
             self._random_state = {}
 
-    def on_train_batch_end(self, batch, logs=None):
-        step = self._start_step + batch + 1
-        if self._last_of_epoch(step):
-            return  # on_epoch_end saves, with the validation's figures.
-        if self._signal is not None and isinstance(self.model.train_data, CountedDataset):
-            self._save(self._epoch, step, logs)
-            self._interrupt()
-        if self.every_steps and step % self.every_steps == 0:
-            self._save(self._epoch, step, logs)
-
     def on_epoch_end(self, epoch, logs=None):
         for name, value in (logs or {}).items():
             self._history.setdefault(name, []).append(float(value))
-        self._save(epoch + 1, 0, logs)
+        self._save(epoch + 1, 0)
         if self._signal is not None:
             self._interrupt()
 
@@ -156,30 +162,17 @@ class Checkpoint(keras.callbacks.Callback):
         self.on_train_end()
         raise Interrupted(self._signal, latest(self.directory))
 
-    def _last_of_epoch(self, step):
-        data = self.model.train_data
-        steps = data.steps_per_epoch if isinstance(data, CountedDataset) else self.params.get("steps")
-        if not isinstance(data, CountedDataset) and self.every_steps:
-            raise ValueError(
-                "Checkpoints within an epoch need data whose order is counted: strings, arrays or a "
-                f"kerasllm dataset. Received: {type(data).__name__}. Leave `every_steps` out to save after each epoch."
-            )
-        return steps is not None and step >= steps
-
     # Saving -----------------------------------------------------------------------------------------------------
 
-    def _save(self, epoch, step, logs):
-        loss = float((logs or {}).get("loss", 0.0))
-        if not math.isfinite(loss):
-            return  # Never replace a good checkpoint by a bad one.
-        if hasattr(self.model, "jax_state_sync"):
-            self.model.jax_state_sync()
+    def _save(self, epoch, step):
         data = self.model.train_data
         steps_per_epoch = data.steps_per_epoch if isinstance(data, CountedDataset) else 0
         global_step = epoch * steps_per_epoch + step if steps_per_epoch else epoch
         arrays = {
             f"{group}/{i:05d}": _array(v) for group, vs in self._groups().items() for i, v in enumerate(vs)
         }
+        if not all(np.isfinite(a).all() for name, a in arrays.items() if name.startswith("trainable/")):
+            return  # Never replace a good checkpoint by a bad one.
         callbacks, best_weights = self._callback_states()
         arrays |= best_weights | _random_state()
         state = {

@@ -1,0 +1,164 @@
+"""What a CausalLM computes: no look ahead, the cache changes nothing, packing and padding change nothing."""
+
+import keras
+import numpy as np
+import pytest
+from differentiate import weight_gradients
+from keras import ops
+
+from kerasllm import CausalLM, TransformerConfig
+from kerasllm.generation.engine import _compiled, bucket
+from kerasllm.losses import linear_cross_entropy
+
+VOCABULARY, LENGTH = 30, 16
+CONFIGS = {
+    "gpt2": {},
+    "llama": {
+        "norm": "rms_norm",
+        "positions": "rotary",
+        "gated": True,
+        "use_bias": False,
+        "num_kv_heads": 2,
+        "tie_embeddings": False,
+    },
+    "windowed": {"sliding_window": 4, "positions": "rotary", "num_kv_heads": 1},
+    "vaswani": {"norm_position": "post", "positions": "sinusoidal", "scale_embeddings": True},
+}
+
+
+def make_model(name, **changes):
+    keras.utils.set_random_seed(0)
+    sizes = {"num_layers": 2, "num_heads": 4, "hidden_dim": 16, "initializer_range": 0.3}
+    config = TransformerConfig(VOCABULARY, LENGTH, **sizes, **CONFIGS[name], **changes)
+    return CausalLM(config)
+
+
+def random_ids(*shape):
+    return np.random.default_rng(sum(shape)).integers(0, VOCABULARY, shape).astype("int32")
+
+
+def logits_of(model, inputs):
+    return ops.convert_to_numpy(model(inputs))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_token_changes_nothing_before_it(name):
+    model, ids = make_model(name), random_ids(2, 10)
+    before = logits_of(model, ids)
+    for place in (1, 5, 9):
+        changed = ids.copy()
+        changed[:, place] = (ids[:, place] + 1) % VOCABULARY
+        after = logits_of(model, changed)
+        np.testing.assert_allclose(after[:, :place], before[:, :place], atol=1e-6)
+        assert (np.abs(after[:, place] - before[:, place]).max(axis=-1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cached_logits_are_the_full_ones(name):
+    model, ids = make_model(name), random_ids(2, LENGTH)
+    full = logits_of(model, ids)
+    engine = model.engine
+    decode = _compiled(model, engine._decode, donate=0)
+    cache = engine._empty_cache(2, bucket(LENGTH, engine.limit))
+    for row, prompt_length in enumerate((3, 7)):
+        padded = np.zeros((1, 16), "int32")
+        padded[0, :prompt_length] = ids[row, :prompt_length]
+        logits, pairs = engine._prefill(padded, np.array([prompt_length - 1], "int32"))
+        found = ops.convert_to_numpy(logits)[0]
+        np.testing.assert_allclose(found, full[row, prompt_length - 1], atol=1e-5)
+        cache = engine._insert(cache, pairs, np.int32(row))
+    for step in range(9):  # each row at its own place, up to the end of the second row's context
+        places = np.array([3 + step, 7 + step], "int32")
+        logits, cache = decode(cache, ids[[0, 1], places], places)
+        np.testing.assert_allclose(ops.convert_to_numpy(logits), full[[0, 1], places], atol=1e-5)
+
+
+def packed_and_alone():
+    """Two documents in one row, and each in a row of its own, as inputs and targets."""
+    sizes = (6, 9)
+    documents = [random_ids(1, size + 1) for size in sizes]
+    alone = [({"token_ids": d[:, :-1]}, d[:, 1:]) for d in documents]
+    packed = {
+        "token_ids": np.concatenate([x["token_ids"] for x, _ in alone], axis=1),
+        "document_ids": np.repeat([1, 2], sizes)[None].astype("int32"),
+        "positions": np.concatenate([np.arange(size) for size in sizes])[None].astype("int32"),
+    }
+    return (packed, np.concatenate([y for _, y in alone], axis=1)), alone
+
+
+def summed_loss(model, inputs, targets):
+    hidden = ops.reshape(model.transformer(training=False, **inputs), (-1, 16))
+    return linear_cross_entropy(hidden, model.transformer.embedding.head_kernel(), targets.reshape(-1))[0]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_documents_are_as_if_alone(name):
+    model = make_model(name)
+    packed, alone = packed_and_alone()
+    expected = np.concatenate([logits_of(model, x) for x, _ in alone], axis=1)
+    np.testing.assert_allclose(logits_of(model, packed[0]), expected, atol=1e-5)
+
+    of_packed = weight_gradients(model, lambda: summed_loss(model, *packed))
+    of_each = weight_gradients(model, lambda: sum(summed_loss(model, *one) for one in alone))
+    for path, gradient in of_packed.items():
+        np.testing.assert_allclose(gradient, of_each[path], atol=2e-5, rtol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_padding_changes_nothing(name):
+    model, ids = make_model(name), random_ids(2, 12)
+    mask = np.ones((2, 12), "bool")
+    mask[1, 7:] = False
+    ids[1, 7:] = 0
+    padded = logits_of(model, {"token_ids": ids, "padding_mask": mask})
+    assert np.isfinite(padded).all()
+    np.testing.assert_allclose(padded[1, :7], logits_of(model, ids[1:, :7])[0], atol=1e-5)
+    np.testing.assert_allclose(padded[0], logits_of(model, ids[:1])[0], atol=1e-5)
+
+
+def test_dropout_only_while_training():
+    model, ids = make_model("gpt2", dropout=0.3, attention_dropout=0.3), random_ids(2, 10)
+    plain = make_model("gpt2")
+    plain.set_weights(model.get_weights())
+    expected = logits_of(plain, ids)
+    np.testing.assert_allclose(logits_of(model, ids), expected, atol=1e-5)
+    np.testing.assert_allclose(model.predict(ids, verbose=0), expected, atol=1e-5)
+    assert np.abs(ops.convert_to_numpy(model(ids, training=True)) - expected).max() > 0.01
+
+
+def test_the_first_loss_is_that_of_a_uniform_guess():
+    keras.utils.set_random_seed(0)
+    sizes = {"num_layers": 2, "num_heads": 4, "hidden_dim": 32}
+    model = CausalLM(TransformerConfig(VOCABULARY, LENGTH, **sizes))
+    model.compile()
+    loss = model.evaluate(random_ids(8, 17), verbose=0, return_dict=True)["loss"]
+    assert loss == pytest.approx(np.log(VOCABULARY), abs=0.05)
+
+
+def test_trace_shows_what_happened():
+    model, ids = make_model("llama"), random_ids(1, 8)
+    trace = model.trace(ids[0])
+    assert len(trace.tokens) == 8 and len(trace.attentions) == 2 and len(trace.hidden_states) == 3
+    assert trace.attentions[0].shape == (1, 4, 8, 8) and trace.hidden_states[0].shape == (1, 8, 16)
+    np.testing.assert_allclose(trace.logits, logits_of(model, ids), atol=1e-5)
+
+
+def test_score_is_the_log_softmax_of_the_logits():
+    model = make_model("gpt2")
+    rows = [random_ids(9), random_ids(4), random_ids(16)]
+    scores = model.score([list(row) for row in rows])
+    for row, found in zip(rows, scores):
+        logits = logits_of(model, row[None])[0, :-1].astype("float64")
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        np.testing.assert_allclose(found, log_p[np.arange(len(row) - 1), row[1:]], atol=1e-5)
+
+
+def test_score_takes_an_array():
+    model, ids = make_model("gpt2"), random_ids(2, 6)
+    for from_array, from_lists in zip(model.score(ids), model.score(ids.tolist())):
+        np.testing.assert_allclose(from_array, from_lists, atol=1e-6)
+
+
+def test_only_causal_configs():
+    with pytest.raises(ValueError, match="causal=False"):
+        make_model("gpt2", causal=False)
