@@ -38,7 +38,7 @@ def weight_gradients(model, function) -> dict[str, np.ndarray]:
             with keras.StatelessScope(state_mapping=list(zip(variables, values))):
                 return function()
 
-        found = jax.grad(of_values)([v.value for v in variables])
+        found = jax.jit(jax.grad(of_values))([v.value for v in variables])
     elif backend == "tensorflow":
         import tensorflow as tf
 

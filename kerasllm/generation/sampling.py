@@ -5,6 +5,7 @@ request's seed and `n` alone, so a request gets the same answer alone or in any 
 """
 
 import dataclasses
+import numbers
 
 import numpy as np
 from keras import ops
@@ -33,6 +34,10 @@ class Sampler:
     seed: int = 0
 
     def __post_init__(self):
+        for name in ("temperature", "top_k", "top_p", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise ValueError(f"`{name}` must be a number. Received: {name}={value!r}")
         if not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise ValueError(
                 f"`temperature` must be in [0, {MAX_TEMPERATURE:g}]. Received: temperature={self.temperature}"
@@ -61,7 +66,7 @@ class Sampler:
             return cls(temperature=0.0, seed=seed)
         if top_k is None:
             top_k = 40 if sampler == "top_k" else 0
-        elif top_k < 1:
+        elif isinstance(top_k, numbers.Real) and top_k < 1:
             raise ValueError(f"`top_k` must be a whole number, at least 1. Received: top_k={top_k}")
         if top_p is None:
             top_p = 0.9 if sampler == "top_p" else 1.0
@@ -89,7 +94,7 @@ def sample(logits, temperature, top_k, top_p, uniforms):
     Returns:
         (rows,) int32.
     """
-    order = ops.flip(ops.argsort(logits, axis=-1), axis=-1)
+    order = ops.argsort(-logits, axis=-1)  # among equals the first comes first, as in argmax
     ranked = ops.take_along_axis(logits, order, axis=-1)
     cold = temperature <= 0
     ranked = ranked / ops.where(cold, 1.0, temperature)[:, None]

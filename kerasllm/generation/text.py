@@ -33,15 +33,13 @@ def generate(
         raise ValueError(f"`max_new_tokens` must be a whole number above 0. Received: {max_new_tokens!r}")
     batch, as_text, single = _token_prompts(model, prompts)
     stop = _stop_strings(model, stop)
-    if stop_token_ids is None:
-        end = model.tokenizer.end_token_id if model.tokenizer else None
-        stop_token_ids = [] if end is None else [end]
+    stop_token_ids = _stop_token_ids(model, stop_token_ids)
     requests = [
         Request(
             _fit_context(model, ids, max_new_tokens, truncation),
             max_new_tokens,
             settings,
-            frozenset(stop_token_ids),
+            stop_token_ids,
             slide=truncation,
         )
         for ids in batch
@@ -79,10 +77,10 @@ def _token_prompts(model, prompts):
         texts, single = list(prompts), False
     else:
         single = not hasattr(prompts[0], "__len__")
-        batch = [[int(t) for t in ids] for ids in ([prompts] if single else prompts)]
+        batch = [prompts] if single else prompts
         for ids in batch:
             model.check_token_ids(ids)
-        return batch, False, single
+        return [[int(t) for t in ids] for ids in batch], False, single
     if model.tokenizer is None:
         raise ValueError("The model has no tokenizer, so prompts must be lists of token ids. Received: text")
     return [model.tokenizer.encode(text) for text in texts], True, single
@@ -119,6 +117,16 @@ def _stop_strings(model, stop):
     if model.tokenizer is None:
         raise ValueError("Stop strings need a tokenizer, and the model has none. Use `stop_token_ids`.")
     return stop
+
+
+def _stop_token_ids(model, ids) -> frozenset[int]:
+    if ids is None:
+        end = model.tokenizer.end_token_id if model.tokenizer else None
+        return frozenset() if end is None else frozenset([end])
+    ids = list(ids) if hasattr(ids, "__iter__") else [ids]
+    if ids:
+        model.check_token_ids(ids)
+    return frozenset(int(i) for i in ids)
 
 
 def _stream(model, request, stop, as_text) -> Iterator:
@@ -159,17 +167,18 @@ class _Pieces:
         if not self.ended:
             while safe > self.sent and self.text[safe - 1] == REPLACEMENT:
                 safe -= 1
+            certain = self.text[:safe]
             for string in self.stop:
-                safe = min(safe, len(self.text) - _overlap(self.text, string))
+                safe = min(safe, len(certain) - _overlap(certain, string))
         piece = self.text[self.sent : safe]
         self.sent = max(self.sent, safe)
         return piece
 
     def finish(self) -> str:
-        """The whole answer."""
+        """The whole answer; the half of a character that it may have ended in is left out."""
         if not self.ended:
             self._decode()
-        return self.text
+        return self.text if self.ended else self.text.rstrip(REPLACEMENT)
 
     def _decode(self):
         ids = self.context + self.request.new_tokens

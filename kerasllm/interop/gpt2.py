@@ -32,7 +32,7 @@ def from_hf(values: dict) -> TransformerConfig:
     if not values.get("scale_attn_weights", True):
         raise ValueError("This GPT-2 is not supported: scale_attn_weights is false in config.json.")
     activation = values.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"Unknown activation_function {activation!r}. Known: {', '.join(ACTIVATIONS)}")
     return TransformerConfig.from_dict(
         {

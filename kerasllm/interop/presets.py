@@ -73,13 +73,17 @@ def save_to_preset(model, directory) -> None:
         **tokens,
         **family.to_hf(model.config),
     }
-    with written_aside(directory / "model.safetensors") as path:
-        safetensors.numpy.save_file(weights, path, metadata={"format": "pt"})
-    if model.tokenizer is not None:
-        model.tokenizer.save_to_preset(directory)
-    for name, content in (("generation_config.json", tokens), ("config.json", config)):
-        with written_aside(directory / name) as path:
-            path.write_text(json.dumps(content, indent=2) + "\n")
+    # All files are written and on the disk before the first takes its place: what can fail comes first.
+    with written_aside(directory / ".preset") as aside:
+        aside.mkdir(parents=True)
+        safetensors.numpy.save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+        if model.tokenizer is not None:
+            model.tokenizer.save_to_preset(aside)
+        for name, content in (("generation_config.json", tokens), ("config.json", config)):
+            (aside / name).write_text(json.dumps(content, indent=2) + "\n")
+    for path in (directory / ".preset").iterdir():
+        os.replace(path, directory / path.name)
+    (directory / ".preset").rmdir()
 
 
 def load_preset(cls, directory, dtype=None):
@@ -117,13 +121,13 @@ def read_config(directory) -> tuple[object, TransformerConfig]:
         raise ValueError(f"{str(path)!r} is larger than {MAX_JSON_BYTES} bytes, which no config is.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{str(path)!r} holds no JSON object.")
     kind = values.get("model_type")
     families = {**FAMILIES, OWN_TYPE: _Own}
-    if kind not in families:
+    if not isinstance(kind, str) or kind not in families:
         raise ValueError(f"Unknown model_type {kind!r} in {str(path)!r}. Supported: {', '.join(families)}")
     return families[kind], families[kind].from_hf(values)
 

@@ -5,6 +5,7 @@ from keras import ops
 
 from kerasllm.layers.attention_ops import explicit_attention, fused_attention
 from kerasllm.layers.positions import rotate
+from kerasllm.layers.projection import Projection
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -61,7 +62,6 @@ class Attention(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.num_kv_heads = num_kv_heads or num_heads
@@ -77,7 +77,7 @@ class Attention(keras.layers.Layer):
             )
 
         def dense(heads, name):
-            return keras.layers.Dense(
+            return Projection(
                 heads * head_dim,
                 use_bias=use_bias,
                 kernel_initializer=self.kernel_initializer.clone(),
@@ -95,7 +95,7 @@ class Attention(keras.layers.Layer):
         self.query.build(x_shape)
         self.key.build(context_shape)
         self.value.build(context_shape)
-        self.output_dense = keras.layers.Dense(
+        self.output_dense = Projection(
             x_shape[-1],
             use_bias=self.use_bias,
             kernel_initializer=self.output_initializer,
@@ -147,9 +147,6 @@ class Attention(keras.layers.Layer):
         if update_cache is not None:
             return output, (key, value)
         return (output, weights) if return_weights else output
-
-    def compute_mask(self, *arguments):
-        return None  # The mask is an argument of the call; it ends here.
 
     def _split_heads(self, x, heads):
         batch, length = ops.shape(x)[:2]

@@ -44,7 +44,6 @@ class TransformerBlock(keras.layers.Layer):
 
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
         c, policy = self.config, self.dtype_policy
         inner = keras.initializers.RandomNormal(stddev=c.initializer_range)
@@ -110,9 +109,6 @@ class TransformerBlock(keras.layers.Layer):
         x = x + drop(self.feed_forward(self.feed_forward_norm(x) if pre else x))
         x = x if pre else self.feed_forward_norm(x)
         return (x, *rest) if rest else x
-
-    def compute_mask(self, *arguments):
-        return None  # The mask is an argument of the call; it ends here.
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from kerasllm.layers.projection import Projection
+
 ACTIVATIONS = {
     "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
     "gelu": lambda x: ops.gelu(x, approximate=False),
@@ -55,7 +57,7 @@ class FeedForward(keras.layers.Layer):
         self.output_initializer = keras.initializers.get(output_initializer or kernel_initializer)
 
     def _dense(self, units, initializer, name):
-        return keras.layers.Dense(
+        return Projection(
             units,
             use_bias=self.use_bias,
             kernel_initializer=initializer.clone(),

@@ -67,22 +67,24 @@ class CausalLM(LanguageModel):
 
     def predict(self, x, batch_size=None, **kwargs):
         """Logits (batch, length, vocabulary_size); strings are padded on the right to the longest."""
-        from kerasllm.models.inputs import model_inputs
+        from kerasllm.models.inputs import prediction_data
 
-        return super().predict(model_inputs(self, x), batch_size=batch_size, **kwargs)
+        return super().predict(prediction_data(self, x), batch_size=batch_size, **kwargs)
 
     def score(self, texts):
         """Log-likelihood, in nats, of each token after the first given those before it.
 
         Args:
-            texts: a list of strings or of token id lists.
+            texts: a string, a list of strings or of token id lists, or an integer array (batch, length).
 
         Returns:
             a list of float32 arrays, of one number fewer than the text has tokens.
         """
-        from kerasllm.models.inputs import model_inputs
+        from kerasllm.models.inputs import is_text, model_inputs
 
-        inputs = model_inputs(self, [texts] if isinstance(texts, str) else texts)
+        if not is_text(texts):
+            texts = list(texts)  # The rows of an array are read like lists.
+        inputs = model_inputs(self, texts)
         hidden = self.transformer(training=False, **inputs)
         ids, mask = inputs["token_ids"], inputs["padding_mask"]
         targets = np.roll(ids, -1, axis=1).reshape(-1)

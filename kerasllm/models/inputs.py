@@ -1,5 +1,6 @@
 """What users hand to fit, evaluate, predict and score, as the arrays and batches that the model reads."""
 
+import inspect
 from collections.abc import Iterable
 
 import keras
@@ -24,15 +25,35 @@ def causal_data(model, x, y=None, sample_weight=None, batch_size=32, shuffle=Fal
         return _checked_tf_dataset(model, x)
     if is_text(x):
         return _text_data(model, [x] if isinstance(x, str) else list(x), batch_size, shuffle)
-    if not isinstance(x, dict | np.ndarray | list | tuple) and not hasattr(x, "shape"):
-        return x  # A generator or a DataLoader: Keras knows what to do with it.
+    if inspect.isgenerator(x):
+        return _checked_batches(model, x)
+    if not _is_arrays(x):
+        return x  # A DataLoader: Keras knows what to do with it.
     inputs = model_inputs(model, x)
+    if sample_weight is not None and np.ndim(sample_weight) == 1:
+        # A weight for each row, as Keras allows, is one for each of its tokens.
+        sample_weight = np.broadcast_to(np.asarray(sample_weight)[:, None], inputs["token_ids"].shape)
     if y is None:
         inputs, y, sample_weight = _shifted(inputs, sample_weight)
     model.check_token_ids(y)
     return ArrayDataset(
         inputs, np.asarray(y), sample_weight, batch_size, shuffle=shuffle, fill_last=model.uses_default_loss
     )
+
+
+def prediction_data(model, x):
+    """What `predict` takes, checked: arrays of texts, lists and arrays; batches of batches."""
+    if isinstance(x, keras.utils.PyDataset):
+        return x if isinstance(x, CountedDataset) else _CheckedDataset(model, x)
+    if _is_tf_dataset(x):
+        return _checked_tf_dataset(model, x)
+    if inspect.isgenerator(x):
+        return _checked_batches(model, x)
+    return model_inputs(model, x) if _is_arrays(x) else x
+
+
+def _is_arrays(x) -> bool:
+    return isinstance(x, str | dict | np.ndarray | list | tuple) or hasattr(x, "shape")
 
 
 def model_inputs(model, x) -> dict[str, np.ndarray]:
@@ -43,8 +64,15 @@ def model_inputs(model, x) -> dict[str, np.ndarray]:
         x = [model.tokenizer.encode(text) for text in ([x] if isinstance(x, str) else x)]
     if isinstance(x, list | tuple):
         if len(x) == 0 or any(np.size(row) == 0 for row in x):
-            raise ValueError("There is nothing to read: an empty list or an empty text. Give at least one token.")
+            raise ValueError(
+                "There is nothing to read: an empty list or an empty text. Give at least one token."
+            )
         rows = [np.asarray(row) for row in x]
+        if any(row.ndim != 1 for row in rows):
+            raise ValueError(
+                "A list of token ids must be a list of rows, each a list of integers. "
+                f"Received: rows of shape {rows[0].shape}"
+            )
         width = max(len(row) for row in rows)
         ids = np.zeros((len(rows), width), "int32")
         mask = np.zeros((len(rows), width), "bool")
@@ -77,8 +105,10 @@ def is_text(x) -> bool:
 
 def split_rows(arrays, fraction: float):
     """(the first rows, the last `fraction` of them) of a tuple of strings, arrays or dicts of arrays."""
-    sizes = [len(a) for a in keras.tree.flatten(arrays) if hasattr(a, "shape")]
-    sizes += [len(arrays[0])] if is_text(arrays[0]) and not isinstance(arrays[0], str) else []
+    if isinstance(arrays[0], list):
+        sizes = [len(arrays[0])]  # of texts, or of rows of their own lengths
+    else:
+        sizes = [len(a) for a in keras.tree.flatten(arrays) if hasattr(a, "shape")]
     if not sizes or not 0 < fraction < 1:
         raise ValueError(
             "`validation_split` must be in (0, 1) and needs rows: a list of texts or arrays. "
@@ -90,7 +120,9 @@ def split_rows(arrays, fraction: float):
         def cut(a):
             return None if a is None else a[rows]
 
-        return tuple(cut(a) if isinstance(a, list | None) else keras.tree.map_structure(cut, a) for a in arrays)
+        return tuple(
+            cut(a) if isinstance(a, list | None) else keras.tree.map_structure(cut, a) for a in arrays
+        )
 
     return part(slice(0, stop)), part(slice(stop, None))
 
@@ -147,15 +179,10 @@ class _CheckedDataset(keras.utils.PyDataset):
     def __init__(self, model, dataset):
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
         self.dataset = dataset
-        self._check = model.check_token_ids
+        self._model = model
 
     def __getitem__(self, index):
-        batch = self.dataset[index]
-        x = batch[0] if isinstance(batch, tuple | list) else batch
-        self._check(x["token_ids"] if isinstance(x, dict) else x)
-        if isinstance(batch, tuple | list) and len(batch) > 1:
-            self._check(batch[1])
-        return batch
+        return _checked_batch(self._model, self.dataset[index])
 
     @property
     def num_batches(self):
@@ -166,6 +193,19 @@ class _CheckedDataset(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         self.dataset.on_epoch_end()
+
+
+def _checked_batches(model, batches):
+    for batch in batches:
+        yield _checked_batch(model, batch)
+
+
+def _checked_batch(model, batch):
+    parts = batch if isinstance(batch, tuple | list) else (batch,)
+    model.check_inputs(parts[0] if isinstance(parts[0], dict) else {"token_ids": parts[0]})
+    if len(parts) > 1 and parts[1] is not None:
+        model.check_token_ids(keras.ops.convert_to_numpy(parts[1]))
+    return batch
 
 
 def _is_tf_dataset(x) -> bool:

@@ -42,7 +42,6 @@ class Transformer(keras.layers.Layer):
 
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
-        self.supports_masking = True
         self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
         c, policy = self.config, self.dtype_policy
         self.embedding = TokenEmbedding(c, dtype=policy, name="embedding")
@@ -103,9 +102,6 @@ class Transformer(keras.layers.Layer):
         if update_cache is not None:
             return x, new_cache
         return (x, hidden_states, attentions) if trace else x
-
-    def compute_mask(self, *arguments):
-        return None  # The mask is an argument of the call; it ends here.
 
     def compute_output_shape(self, token_ids_shape):
         return (*token_ids_shape, self.config.hidden_dim)

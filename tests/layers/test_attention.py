@@ -127,7 +127,7 @@ def test_the_layer_equals_the_sum_written_out(options, cross):
         heads(layer.query, x), heads(layer.key, context), heads(layer.value, context), mask, HEAD**-0.5
     )
     expected = project(layer.output_dense, output.reshape(BATCH, LENGTH, -1))
-    arguments = {"context": context} if cross else {"mask": mask}
+    arguments = {"context": context} if cross else {"attention_mask": mask}
     found, found_weights = layer(x, return_weights=True, **arguments)
     np.testing.assert_allclose(ops.convert_to_numpy(found_weights), weights, atol=1e-5)
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
@@ -140,7 +140,7 @@ def test_dropout_that_is_not_training_takes_the_fused_path(monkeypatch):
     plain, _ = layer_and_input()
     expected = ops.convert_to_numpy(plain(x, causal=True))
     mask = lower()[None, None]
-    dropped = ops.convert_to_numpy(layer(x, mask=mask, training=True))
+    dropped = ops.convert_to_numpy(layer(x, attention_mask=mask, training=True))
     assert np.abs(dropped - expected).max() > 1e-3
 
     def refuse(*arguments, **options):
@@ -150,7 +150,7 @@ def test_dropout_that_is_not_training_takes_the_fused_path(monkeypatch):
     np.testing.assert_allclose(ops.convert_to_numpy(layer(x, causal=True, training=False)), expected, atol=1e-5)
     np.testing.assert_allclose(ops.convert_to_numpy(layer(x, causal=True)), expected, atol=1e-5)
     with pytest.raises(AssertionError, match="explicit path"):
-        layer(x, mask=mask, training=True)
+        layer(x, attention_mask=mask, training=True)
 
 
 def network(**changes):

@@ -1,0 +1,146 @@
+"""Text out: stop strings never show, characters come whole, a stream adds up to the answer."""
+
+import keras
+import pytest
+
+from kerasllm import CausalLM, Tokenizer, TransformerConfig
+
+SENTENCE = "I like 😀 and 🇨🇭, naïve 猫! STOP never"
+
+
+class Scripted:
+    """Stands in for the engine: "generates" given tokens, one a step."""
+
+    def __init__(self, *scripts):
+        self.scripts = scripts
+
+    def run(self, requests):
+        scripts = [iter(script) for script in self.scripts]
+        yield requests
+        while any(not r.finished for r in requests):
+            for request, script in zip(requests, scripts):
+                if not request.finished:
+                    request.accept(next(script, 0))
+            yield requests
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    tokenizer = Tokenizer.train(["any"], kind="byte")
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "initializer_range": 0.5}
+    return CausalLM(TransformerConfig(tokenizer.vocabulary_size, 128, **sizes), tokenizer=tokenizer)
+
+
+def scripted(model, monkeypatch, *texts):
+    monkeypatch.setattr(model, "_engine", Scripted(*(model.tokenizer.encode(text) for text in texts)))
+
+
+def size(text):
+    return len(text.encode())
+
+
+@pytest.mark.parametrize("prompt", ["Hi ", "👍", "é"])
+def test_a_stream_gives_whole_characters_that_add_up(model, monkeypatch, prompt):
+    scripted(model, monkeypatch, SENTENCE)
+    whole = model.generate(prompt, max_new_tokens=size(SENTENCE))
+    assert whole == prompt + SENTENCE
+    pieces = list(model.generate(prompt, max_new_tokens=size(SENTENCE), stream=True))
+    assert "".join(pieces) == SENTENCE and len(pieces) > 20
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "😀" in pieces  # four tokens, one piece
+
+
+def test_an_answer_never_ends_in_half_a_character(model, monkeypatch):
+    scripted(model, monkeypatch, SENTENCE)
+    for count in range(1, size(SENTENCE)):
+        whole = SENTENCE.encode()[:count].decode(errors="ignore")
+        assert model.generate("Hi", max_new_tokens=count, strip_prompt=True) == whole
+        assert "".join(model.generate("Hi", max_new_tokens=count, stream=True)) == whole
+
+
+@pytest.mark.parametrize(
+    "stop, expected",
+    [
+        ("STOP", "I like 😀 and 🇨🇭, naïve 猫! "),
+        (["never", "😀"], "I like "),
+        ("猫", "I like 😀 and 🇨🇭, naïve "),
+        ("🇨🇭", "I like 😀 and "),
+        ("I", ""),
+        ("STOPPED", SENTENCE),
+        (["ike 😀 and x", " and 🇨🇭, "], "I like 😀"),
+    ],
+)
+def test_stop_strings_end_an_answer_and_never_show(model, monkeypatch, stop, expected):
+    scripted(model, monkeypatch, SENTENCE)
+    options = {"max_new_tokens": size(SENTENCE), "stop": stop}
+    assert model.generate("Hi", strip_prompt=True, **options) == expected
+    assert "".join(model.generate("Hi", stream=True, **options)) == expected
+
+
+def test_a_stop_string_is_looked_for_in_the_answer_only(model, monkeypatch):
+    scripted(model, monkeypatch, "P and on")
+    assert model.generate("STO", max_new_tokens=8, stop="STOP") == "STOP and on"
+
+
+def test_each_row_stops_by_itself(model, monkeypatch):
+    scripted(model, monkeypatch, "one. more", "another. text")
+    answers = model.generate(["A", "B"], max_new_tokens=13, stop=".", strip_prompt=True)
+    assert answers == ["one", "another"]
+
+
+def test_stopping_saves_the_rest_of_the_steps(model, monkeypatch):
+    engine = Scripted(model.tokenizer.encode("a. " + "b" * 90))
+    steps = []
+    run = engine.run
+    engine.run = lambda requests: (steps.append(1) or r for r in run(requests))
+    monkeypatch.setattr(model, "_engine", engine)
+    model.generate("Hi", max_new_tokens=90, stop=".")
+    assert len(steps) < 6
+
+
+def test_the_end_token_ends_the_text(model, monkeypatch):
+    end = model.tokenizer.end_token_id
+    ids = [*model.tokenizer.encode("bye"), end, *model.tokenizer.encode("more")]
+    monkeypatch.setattr(model, "_engine", Scripted(ids))
+    assert model.generate("Hi", max_new_tokens=7, strip_prompt=True) == "bye"
+    unstopped = model.generate("Hi", max_new_tokens=8, strip_prompt=True, stop_token_ids=[])
+    assert unstopped.startswith("bye") and unstopped.endswith("more")
+
+
+def test_text_for_text_and_lists_for_lists(model):
+    """The real engine: ids and text agree, and a stream with the whole."""
+    one = model.generate("to be", max_new_tokens=12, sampler="temperature", seed=1, stop_token_ids=[])
+    assert isinstance(one, str) and one.startswith("to be")
+    two = model.generate(["to be", "or"], max_new_tokens=12, sampler="temperature", seed=1, stop_token_ids=[])
+    assert two[0] == one and two[1].startswith("or")
+    ids = model.generate(
+        model.tokenizer.encode("to be"), max_new_tokens=12, sampler="temperature", seed=1, stop_token_ids=[]
+    )
+    assert model.tokenizer.decode(ids).rstrip("\ufffd") == one
+    stream = model.generate(
+        "to be", max_new_tokens=12, sampler="temperature", seed=1, stop_token_ids=[], stream=True
+    )
+    assert "to be" + "".join(stream) == one
+
+
+def test_an_empty_prompt_begins_a_new_document(model, monkeypatch):
+    scripted(model, monkeypatch, "Once")
+    assert model.generate("", max_new_tokens=4) == "Once"
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("stop", ["", ["a", ""], [3]])
+def test_bad_stop_strings_are_named(model, stop):
+    with pytest.raises(ValueError, match="`stop`"):
+        model.generate("Hi", max_new_tokens=3, stop=stop)
+
+
+@pytest.mark.one_backend
+def test_an_empty_prompt_needs_a_token_to_begin_with():
+    tokenizer = Tokenizer.train("abc", kind="char")
+    config = TransformerConfig(tokenizer.vocabulary_size, 16, num_layers=1, num_heads=2, hidden_dim=16)
+    with pytest.raises(ValueError, match="prompt is empty"):
+        CausalLM(config, tokenizer=tokenizer).generate("", max_new_tokens=3)
+    with pytest.raises(ValueError, match="no prompt"):
+        CausalLM(config, tokenizer=tokenizer).generate([], max_new_tokens=3)
