@@ -18,6 +18,7 @@ from kerasllm.tokenizers import Tokenizer
 FAMILIES = {gpt2.MODEL_TYPE: gpt2}
 OWN_TYPE = "kerasllm"
 MAX_JSON_BYTES = 1 << 20
+FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 class _Own:
@@ -148,7 +149,10 @@ def _checked_names(file, family, config, path) -> dict[str, str]:
         what = f"lacks {_some(missing)}" if missing else f"has tensors the config knows nothing of: {_some(extra)}"
         raise ValueError(f"{str(path)!r} {what}.")
     for name, paths in table.items():
-        found = tuple(file.get_slice(names[name]).get_shape())
+        tensor = file.get_slice(names[name])
+        if tensor.get_dtype() not in FLOATS:
+            raise ValueError(f"{name!r} in {str(path)!r} is {tensor.get_dtype()}, and weights are {', '.join(FLOATS)}.")
+        found = tuple(tensor.get_shape())
         parts = [shapes[p.removesuffix(".T")] for p in paths]
         expected = (*parts[0][:-1], sum(part[-1] for part in parts))
         expected = expected[::-1] if paths[0].endswith(".T") else expected

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kerasllm.layers.attention_ops import explicit_attention, fused_attention
+from kerasllm.layers.inner import inner
 from kerasllm.layers.positions import rotate
 from kerasllm.layers.projection import Projection
 
@@ -118,9 +119,9 @@ class Attention(keras.layers.Layer):
         training=None,
     ):
         source = x if context is None else context
-        query = self._split_heads(self.query(x), self.num_heads)
-        key = self._split_heads(self.key(source), self.num_kv_heads)
-        value = self._split_heads(self.value(source), self.num_kv_heads)
+        query = self._split_heads(inner(self.query, x), self.num_heads)
+        key = self._split_heads(inner(self.key, source), self.num_kv_heads)
+        value = self._split_heads(inner(self.value, source), self.num_kv_heads)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if update_cache is not None:
@@ -137,13 +138,13 @@ class Attention(keras.layers.Layer):
                 value,
                 attention_mask,
                 scale=self.scale,
-                dropout=(lambda w: self.dropout_layer(w, training=True)) if dropping else None,
+                dropout=(lambda w: inner(self.dropout_layer, w, training=True)) if dropping else None,
             )
         else:
             output = fused_attention(query, key, value, attention_mask, causal, self.scale)
         batch, length = ops.shape(output)[:2]
         output = ops.reshape(output, (batch, length, self.num_heads * self.head_dim))
-        output = self.output_dense(output)
+        output = inner(self.output_dense, output)
         if update_cache is not None:
             return output, (key, value)
         return (output, weights) if return_weights else output

@@ -7,6 +7,7 @@ import keras
 from kerasllm.config import TransformerConfig
 from kerasllm.layers.attention import Attention
 from kerasllm.layers.feed_forward import FeedForward
+from kerasllm.layers.inner import inner
 
 
 def make_norm(config: TransformerConfig, dtype=None, name=None) -> keras.layers.Layer:
@@ -90,10 +91,9 @@ class TransformerBlock(keras.layers.Layer):
         training=None,
     ):
         pre = self.config.norm_position == "pre"
-        drop = self.dropout if self.config.dropout and training else _identity
-
-        attended = self.attention(
-            self.attention_norm(x) if pre else x,
+        attended = inner(
+            self.attention,
+            inner(self.attention_norm, x) if pre else x,
             attention_mask=attention_mask,
             causal=causal,
             rotary=rotary,
@@ -103,16 +103,16 @@ class TransformerBlock(keras.layers.Layer):
             training=training,
         )
         attended, *rest = attended if isinstance(attended, tuple) else (attended,)
-        x = x + drop(attended)
-        x = x if pre else self.attention_norm(x)
+        x = x + self._drop(attended, training)
+        x = x if pre else inner(self.attention_norm, x)
 
-        x = x + drop(self.feed_forward(self.feed_forward_norm(x) if pre else x))
-        x = x if pre else self.feed_forward_norm(x)
+        x = x + self._drop(inner(self.feed_forward, inner(self.feed_forward_norm, x) if pre else x), training)
+        x = x if pre else inner(self.feed_forward_norm, x)
         return (x, *rest) if rest else x
+
+    def _drop(self, x, training):
+        return inner(self.dropout, x, training=True) if training and self.config.dropout else x
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}
 
-
-def _identity(x):
-    return x

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from kerasllm.config import TransformerConfig
+from kerasllm.layers.inner import inner
 from kerasllm.layers.positions import sinusoidal_table
 
 
@@ -56,12 +57,12 @@ class TokenEmbedding(keras.layers.Layer):
 
     def call(self, token_ids, positions=None, training=None):
         c = self.config
-        x = self.tokens(token_ids)
+        x = inner(self.tokens, token_ids)
         if c.scale_embeddings:
             x = x * math.sqrt(c.hidden_dim)
         if c.positions in ("learned", "sinusoidal"):
             x = x + self._position_vectors(ops.shape(token_ids)[1], positions, x.dtype)
-        return self.dropout(x, training=training) if c.dropout and training else x
+        return inner(self.dropout, x, training=True) if c.dropout and training else x
 
     def _position_vectors(self, length, positions, dtype):
         if self.config.positions == "sinusoidal":
@@ -70,7 +71,7 @@ class TokenEmbedding(keras.layers.Layer):
         elif positions is None:
             table = ops.cast(self.positions.embeddings, dtype)
         else:
-            return self.positions(positions)
+            return inner(self.positions, positions)
         # Positions in order are a slice: no gather, and a cheap gradient.
         return table[:length] if positions is None else ops.take(table, positions, axis=0)
 
@@ -85,7 +86,7 @@ class TokenEmbedding(keras.layers.Layer):
 
     def logits(self, hidden):
         """(…, hidden_dim) → (…, vocabulary_size)."""
-        return self.tokens(hidden, reverse=True)
+        return inner(self.tokens, hidden, reverse=True)
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}

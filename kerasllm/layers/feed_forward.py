@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kerasllm.layers.inner import inner
 from kerasllm.layers.projection import Projection
 
 ACTIVATIONS = {
@@ -78,8 +79,9 @@ class FeedForward(keras.layers.Layer):
 
     def call(self, x):
         activate = ACTIVATIONS[self.activation]
-        inner = activate(self.gate(x)) * self.up(x) if self.gated else activate(self.up(x))
-        return self.down(inner)
+        up = inner(self.up, x)
+        hidden = activate(inner(self.gate, x)) * up if self.gated else activate(up)
+        return inner(self.down, hidden)
 
     def get_config(self):
         return {

@@ -18,8 +18,20 @@ class Projection(keras.layers.Dense):
     """
 
     def call(self, inputs, training=None):
+        if keras.backend.backend() == "torch" and not self.lora_enabled:
+            # One kernel for product and bias, which ops.matmul and ops.add are two of.
+            return _torch_linear(inputs, self.kernel, self.bias)
         if len(inputs.shape) <= 2:
             return super().call(inputs, training=training)
         shape = ops.shape(inputs)
         outputs = super().call(ops.reshape(inputs, (-1, shape[-1])), training=training)
         return ops.reshape(outputs, (*shape[:-1], self.units))
+
+
+def _torch_linear(inputs, kernel, bias):
+    import torch
+
+    kernel = ops.convert_to_tensor(kernel)
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    outputs = torch.mm(rows, kernel) if bias is None else torch.addmm(ops.convert_to_tensor(bias), rows, kernel)
+    return outputs.view(*inputs.shape[:-1], kernel.shape[-1])

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm.config import TransformerConfig
+from kerasllm.layers.inner import inner
 from kerasllm.losses import linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
 from kerasllm.models.inputs import split_rows
@@ -49,8 +50,11 @@ class LanguageModel(keras.Model):
         inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
         if not self._in_step:
             self.check_inputs(inputs)
-        hidden = self.transformer(training=training, **inputs)
-        return hidden if self._in_step == "loss" else self.transformer.embedding.logits(hidden)
+        hidden = inner(self.transformer, training=training, **inputs)
+        if self._in_step != "loss":
+            return self.transformer.embedding.logits(hidden)
+        # Metrics of the user's see logits; made here, because JAX has no weights outside of `call`.
+        return hidden if self._compile_metrics is None else (hidden, self.transformer.embedding.logits(hidden))
 
     def check_inputs(self, inputs: dict) -> None:
         """Refuses inputs this model does not read and, outside compiled code, ids out of range.
@@ -156,7 +160,8 @@ class LanguageModel(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if not self._default_loss:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        hidden = ops.reshape(y_pred, (-1, self.config.hidden_dim))
+        hidden = y_pred[0] if isinstance(y_pred, tuple) else y_pred
+        hidden = ops.reshape(hidden, (-1, self.config.hidden_dim))
         targets = ops.reshape(y, (-1,))
         weights = None if sample_weight is None else ops.reshape(sample_weight, (-1,))
         nll, correct = linear_cross_entropy(hidden, self.transformer.embedding.head_kernel(), targets, weights)
@@ -172,8 +177,8 @@ class LanguageModel(keras.Model):
         return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        if self._in_step == "loss" and self._compile_metrics is not None:
-            y_pred = self.transformer.embedding.logits(y_pred)
+        if isinstance(y_pred, tuple):
+            y_pred = y_pred[1]
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     # Data of any kind ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from kerasllm.config import TransformerConfig
 from kerasllm.layers.attention_ops import causal_mask
 from kerasllm.layers.block import TransformerBlock, make_norm
 from kerasllm.layers.embeddings import TokenEmbedding
+from kerasllm.layers.inner import inner
 from kerasllm.layers.positions import rotary_tables
 
 
@@ -84,21 +85,21 @@ class Transformer(keras.layers.Layer):
             attention_mask, causal = self._mask(length, padding_mask, document_ids, explicit)
         arguments = {"attention_mask": attention_mask, "causal": causal, "rotary": self._rotary_of(positions, length)}
 
-        x = self.embedding(token_ids, positions, training=training)
+        x = inner(self.embedding, token_ids, positions, training=training)
         hidden_states, attentions, new_cache = [x], [], []
         for i, block in enumerate(self.blocks):
             if update_cache is not None:
                 arguments |= {"cache": cache and cache[i], "update_cache": update_cache}
-                x, pair = block(x, training=training, **arguments)
+                x, pair = inner(block, x, training=training, **arguments)
                 new_cache.append(pair)
             elif trace:
-                x, weights = block(x, training=training, return_weights=True, **arguments)
+                x, weights = inner(block, x, training=training, return_weights=True, **arguments)
                 hidden_states.append(x)
                 attentions.append(weights)
             else:
-                x = block(x, training=training, **arguments)
+                x = inner(block, x, training=training, **arguments)
         if self.config.norm_position == "pre":
-            x = self.final_norm(x)
+            x = inner(self.final_norm, x)
         if update_cache is not None:
             return x, new_cache
         return (x, hidden_states, attentions) if trace else x

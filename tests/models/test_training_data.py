@@ -82,9 +82,26 @@ def expected():
     return loss, make_model().fit(ids, batch_size=4, shuffle=False, verbose=0).history["loss"][0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_evaluate_and_fit_read(kind, expected):
+@pytest.fixture(scope="module")
+def compiled():
+    """One model whose compiled steps are shared, and the weights and optimizer state it began with."""
     model = make_model()
+    model.optimizer.build(model.trainable_variables)
+    return model, [ops.convert_to_numpy(v).copy() for v in model.variables]
+
+
+@pytest.fixture
+def fresh(compiled):
+    """The shared model as it began."""
+    model, values = compiled
+    for variable, value in zip(model.variables, values):
+        variable.assign(value)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluate_and_fit_read(kind, expected, fresh):
+    model = fresh
     arguments, options = as_kind(kind, rows())
     sized = {} if kind in ("py_dataset", "tf_data", "generator") else {"batch_size": 4}
     steps = {"steps": 2} if kind == "generator" else {}
@@ -99,15 +116,15 @@ def test_evaluate_and_fit_read(kind, expected):
 
 
 @pytest.mark.parametrize("kind", ["array", "list", "dict", "py_dataset", "tf_data", "generator"])
-def test_predict_reads(kind):
-    model, ids = make_model(compiled=False), rows(length=LENGTH)
+def test_predict_reads(kind, fresh):
+    model, ids = fresh, rows(length=LENGTH)
     wrapped = {
         "array": ids,
         "list": ids.tolist(),
         "dict": {"token_ids": ids},
         "py_dataset": Batches(ids),
         "tf_data": tf_dataset(ids),
-        "generator": (part for part in (ids[:4], ids[4:])),
+        "generator": ((part,) for part in (ids[:4], ids[4:])),
     }[kind]
     found = model.predict(wrapped, verbose=0)
     assert found.shape == (ROWS, LENGTH, VOCABULARY)
@@ -138,8 +155,8 @@ def test_evaluate_is_the_sum_of_scores(tokenizer):
     end = tokenizer.end_token_id
     texts = ["to be", "or not", "the"]
     model = make_model(tokenizer)
-    found = model.evaluate([tokenizer.encode(t) + [end] for t in texts], verbose=0, return_dict=True)
-    scores = np.concatenate(model.score([tokenizer.encode(t) + [end] for t in texts]))
+    found = model.evaluate([[*tokenizer.encode(t), end] for t in texts], verbose=0, return_dict=True)
+    scores = np.concatenate(model.score([[*tokenizer.encode(t), end] for t in texts]))
     assert found["loss"] == pytest.approx(-scores.mean(), rel=1e-4)
     of_texts = model.evaluate(texts, verbose=0, return_dict=True)  # the same, packed
     assert of_texts["loss"] == pytest.approx(-scores.mean(), rel=1e-4)
@@ -156,7 +173,8 @@ def test_padding_and_other_documents_are_no_targets():
     documents = np.ones_like(ids)
     documents[1, 5:] = 2
     model = make_model()
-    scores = [model.score([ids[0, :4]])[0], model.score([ids[1]])[0]]
+    scores = [model.score([ids[0, :4]])[0], model.score([ids[1, :LENGTH]])[0]]
+    mask[1, LENGTH:] = False  # the context ends there
     found = model.evaluate({"token_ids": ids, "padding_mask": mask}, verbose=0, return_dict=True)
     assert found["loss"] == pytest.approx(-np.concatenate(scores).mean(), rel=1e-4)
     positions = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 0, 1, 2, 3]], "int32") % LENGTH
@@ -166,9 +184,10 @@ def test_padding_and_other_documents_are_no_targets():
     assert found["loss"] == pytest.approx(-np.concatenate(scores).mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["array", "list", "strings"])
+@pytest.mark.parametrize("kind", ["list", "strings"])
 def test_validation_split_takes_the_last_rows(kind, tokenizer):
-    data = {"array": rows(10), "list": list(rows(10)), "strings": [TEXTS[i % 5] for i in range(10)]}[kind]
+    # Rows of a list: their number counts, not their length.
+    data = {"list": list(rows(10)), "strings": [TEXTS[i % 5] for i in range(10)]}[kind]
     model = make_model(tokenizer) if kind == "strings" else make_model()
     history = model.fit(data, validation_split=0.2, batch_size=4, verbose=0).history
     alone = model.evaluate(data[-2:], batch_size=4, verbose=0, return_dict=True)
@@ -178,9 +197,9 @@ def test_validation_split_takes_the_last_rows(kind, tokenizer):
 def test_batches_of_other_sizes_may_follow():
     model = make_model()
     data = rows(12)
-    losses = [model.evaluate(data, batch_size=size, verbose=0, return_dict=True)["loss"] for size in (4, 6, 5, 12)]
-    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
-    for size in (4, 6, 5):
+    losses = [model.evaluate(data, batch_size=size, verbose=0, return_dict=True)["loss"] for size in (4, 5)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for size in (4, 5):
         model.fit(data, batch_size=size, validation_data=data[:4], verbose=0)
 
 
@@ -260,10 +279,10 @@ def bad_ids(value):
 
 @pytest.mark.parametrize("value", [VOCABULARY, -1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_fit_names_an_id_out_of_range(kind, value):
-    model = make_model()
+def test_fit_names_an_id_out_of_range(kind, value, fresh):
+    model = fresh
     arguments, options = as_kind(kind, bad_ids(value))
-    options |= {"steps_per_epoch": 2} if kind == "generator" else {}
+    options |= {"py_dataset": {}, "tf_data": {}, "generator": {"steps_per_epoch": 2}}.get(kind, {"batch_size": 4})
     error = ValueError
     if kind == "tf_data":
         import tensorflow as tf

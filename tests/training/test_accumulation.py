@@ -10,8 +10,7 @@ from kerasllm.training.accumulation import token_weighted
 
 MICRO_BATCHES, ROWS, LENGTH = 3, 2, 8
 OPTIMIZERS = {
-    "sgd": lambda **more: keras.optimizers.SGD(0.1, **more),
-    "momentum": lambda **more: keras.optimizers.SGD(0.1, momentum=0.9, **more),
+    "sgd": lambda **more: keras.optimizers.SGD(0.1, momentum=0.9, **more),
     "adamw": lambda **more: keras.optimizers.AdamW(1e-2, weight_decay=0.1, epsilon=1e-3, **more),
     "clipped": lambda **more: keras.optimizers.SGD(0.5, global_clipnorm=0.05, **more),
 }
