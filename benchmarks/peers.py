@@ -198,7 +198,7 @@ def make_keras_hub_gpt(shape: Shape) -> Any:
     return model
 
 
-def make_kerasllm_gpt(shape: Shape) -> Any:
+def make_kerasllm_gpt(shape: Shape, compiled: bool = False) -> Any:
     """kerasllm's GPT with its default loss and metrics, on the backend of KERAS_BACKEND."""
     import keras
 
@@ -216,7 +216,8 @@ def make_kerasllm_gpt(shape: Shape) -> Any:
         attention_dropout=0.0,
     )
     model = kerasllm.CausalLM(config)
-    model.compile(optimizer=keras.optimizers.AdamW(LEARNING_RATE))
+    optimizer = keras.optimizers.AdamW(LEARNING_RATE)
+    model.compile(optimizer=optimizer, jit_compile=True if compiled else "auto")
     return model
 
 

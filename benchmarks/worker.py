@@ -40,6 +40,7 @@ CONTENDERS = {
         Contender("transformers", "torch", compiled=True),
         Contender("kerashub", "torch"),
         Contender("kerasllm", "torch"),
+        Contender("kerasllm", "torch", compiled=True),
         Contender("kerashub", "jax"),
         Contender("kerasllm", "jax"),
         Contender("kerashub", "tensorflow"),
@@ -74,7 +75,8 @@ def make_burst(contender: Contender, shape: Shape) -> Burst:
         return peers.make_fit_burst(
             model, lambda token_ids: {"token_ids": token_ids, "padding_mask": token_ids >= 0}, shape
         )
-    return peers.make_fit_burst(peers.make_kerasllm_gpt(shape), lambda token_ids: token_ids, shape)
+    model = peers.make_kerasllm_gpt(shape, contender.compiled)
+    return peers.make_fit_burst(model, lambda token_ids: token_ids, shape)
 
 
 def main() -> None:

@@ -180,65 +180,9 @@ def _tensorflow(hidden, kernel, targets, weights, chunk_size):
 
 
 def _torch(hidden, kernel, targets, weights, chunk_size):
-    needs_gradient = _torch_needs_gradient(hidden, kernel)
-    return _torch_function().apply(hidden, kernel, targets, weights, chunk_size, needs_gradient)
+    from kerasllm.losses_torch import LinearCrossEntropy
 
-
-def _torch_needs_gradient(hidden, kernel) -> bool:
-    import torch
-
-    return torch.is_grad_enabled() and (hidden.requires_grad or kernel.requires_grad)
-
-
-_TORCH_FUNCTION = None
-
-
-def _torch_function():
-    global _TORCH_FUNCTION
-    if _TORCH_FUNCTION is None:
-        import torch
-
-        class LinearCrossEntropy(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, hidden, kernel, targets, weights, chunk_size, needs_gradient):
-                size = chunk_size or hidden.shape[0]
-                loss = torch.zeros((), device=hidden.device)
-                correct = torch.zeros((), device=hidden.device)
-                d_hidden = torch.empty_like(hidden) if needs_gradient else None
-                d_kernel = None
-                for start in range(0, hidden.shape[0], size):
-                    h, t, w = (x[start : start + size] for x in (hidden, targets, weights))
-                    # In place where it can be: one (chunk × vocabulary) tensor becomes its own gradient.
-                    logits = torch.matmul(h, kernel).float()
-                    column = t.long().unsqueeze(1)
-                    target = logits.gather(1, column).squeeze(1)
-                    largest = logits.amax(1)
-                    logits.sub_(largest.unsqueeze(1)).exp_()
-                    total = logits.sum(1)
-                    loss += (w * (largest + total.log() - target)).sum()
-                    correct += (w * (target >= largest)).sum()
-                    if needs_gradient:
-                        d_logits = logits.mul_((w / total).unsqueeze(1))
-                        d_logits.scatter_add_(1, column, -w.unsqueeze(1))
-                        d_logits = d_logits.to(hidden.dtype)
-                        torch.matmul(d_logits, kernel.t(), out=d_hidden[start : start + size])
-                        if d_kernel is None:
-                            d_kernel = torch.matmul(d_logits.t(), h).float()
-                        else:
-                            d_kernel += torch.matmul(d_logits.t(), h)
-                if needs_gradient:
-                    # Held transposed, as (vocabulary, dim): the layout of the tied embedding that it sums into.
-                    ctx.save_for_backward(d_hidden, d_kernel.to(kernel.dtype))
-                ctx.mark_non_differentiable(correct)
-                return loss, correct
-
-            @staticmethod
-            def backward(ctx, d_loss, _):
-                d_hidden, d_kernel = ctx.saved_tensors
-                return d_hidden * d_loss, (d_kernel * d_loss).t(), None, None, None, None
-
-        _TORCH_FUNCTION = LinearCrossEntropy
-    return _TORCH_FUNCTION
+    return LinearCrossEntropy.apply(hidden, kernel, targets, weights, chunk_size)
 
 
 _BACKENDS = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}

@@ -1,7 +1,5 @@
 """What every task shares: the network, the default loss and metrics, data of any kind, saving and loading."""
 
-import contextlib
-
 import keras
 import numpy as np
 from keras import ops
@@ -38,7 +36,7 @@ class LanguageModel(keras.Model):
         self.built = True
         # The data and callbacks of the latest `fit`, for callbacks that save and resume them.
         self.train_data, self.fit_callbacks = None, []
-        self._in_step = False
+        self._stage = _Stage()
         self._default_loss = False
         self._static_batch = None
         # Bytes that a token stands for, which bits per byte are counted with.
@@ -48,10 +46,10 @@ class LanguageModel(keras.Model):
 
     def call(self, inputs, training=None):
         inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
-        if not self._in_step:
+        if self._stage.now is None:
             self.check_inputs(inputs)
         hidden = inner(self.transformer, training=training, **inputs)
-        if self._in_step != "loss":
+        if self._stage.now != "loss":
             return self.transformer.embedding.logits(hidden)
         # Metrics of the user's see logits; made here, because JAX has no weights outside of `call`.
         return hidden if self._compile_metrics is None else (hidden, self.transformer.embedding.logits(hidden))
@@ -90,8 +88,11 @@ class LanguageModel(keras.Model):
 
     # Training ------------------------------------------------------------------------------------------------
 
-    def compile(self, optimizer="adamw", loss=None, **kwargs):
+    def compile(self, optimizer="adamw", loss=None, jit_compile="auto", **kwargs):
         """As in Keras; without `loss` the default loss and metrics are used.
+
+        `jit_compile="auto"` is XLA on TensorFlow, also on a CPU, where Keras would leave it out and take half as
+        long again. On PyTorch it stays eager, as in Keras: `True` compiles (a minute) and then is the fastest.
 
         `gradient_accumulation_steps` of the optimizer is made token-weighted under the default loss.
         """
@@ -100,7 +101,9 @@ class LanguageModel(keras.Model):
         if self._default_loss and optimizer is not None:
             optimizer = token_weighted(optimizer)
             self.token_metrics = TokenMetrics(with_bytes=self._token_bytes is not None)
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        if jit_compile == "auto" and keras.backend.backend() == "tensorflow":
+            jit_compile = not kwargs.get("run_eagerly", False)
+        super().compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile, **kwargs)
 
     def compile_from_config(self, config):
         # Keras warns that it cannot know how to call an overridden `compile`; this one takes the same arguments.
@@ -108,31 +111,29 @@ class LanguageModel(keras.Model):
         if self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 
-    @contextlib.contextmanager
-    def _step(self, kind):
-        self._in_step = kind
-        try:
-            yield
-        finally:
-            self._in_step = False
-
     def train_step(self, *arguments):
         # (data) on TensorFlow and PyTorch, (state, data) on JAX.
         *state, data = arguments
         data = self._with_static_shapes(data)
         if self._default_loss:
             self._tell_optimizer_tokens(data)
-        with self._step("loss" if self._default_loss else "plain"):
-            return super().train_step(*state, data)
+        self._stage.now = "loss" if self._default_loss else "logits"
+        result = super().train_step(*state, data)
+        self._stage.now = None
+        return result
 
     def test_step(self, *arguments):
         *state, data = arguments
-        with self._step("loss" if self._default_loss else "plain"):
-            return super().test_step(*state, self._with_static_shapes(data))
+        self._stage.now = "loss" if self._default_loss else "logits"
+        result = super().test_step(*state, self._with_static_shapes(data))
+        self._stage.now = None
+        return result
 
     def predict_step(self, *arguments):
-        with self._step("plain"):
-            return super().predict_step(*arguments)
+        self._stage.now = "logits"
+        result = super().predict_step(*arguments)
+        self._stage.now = None
+        return result
 
     def _with_static_shapes(self, data):
         """TensorFlow forgets the batch size of a PyDataset, which the chunked loss wants to know."""
@@ -198,6 +199,7 @@ class LanguageModel(keras.Model):
             self._static_batch = None
         callbacks = kwargs.get("callbacks") or []
         self.fit_callbacks = callbacks if isinstance(callbacks, list | tuple) else callbacks.callbacks
+        self._stage.now = None  # An earlier step may have failed half-way.
         return super().fit(data, validation_data=validation_data, shuffle=False, **kwargs)
 
     def evaluate(self, x=None, y=None, *, batch_size=None, sample_weight=None, **kwargs):
@@ -233,6 +235,16 @@ class LanguageModel(keras.Model):
         from kerasllm.interop.presets import load_preset
 
         return load_preset(cls, directory, dtype)
+
+
+class _Stage:
+    """What a forward pass is part of: "loss" (return hidden states), "logits", or `None` outside of steps.
+
+    An object of its own, set and reset in plain statements: torch.compile breaks its graph inside of context
+    managers and at attributes of a Keras model.
+    """
+
+    now = None
 
 
 def _is_concrete(x) -> bool:

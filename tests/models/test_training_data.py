@@ -87,14 +87,15 @@ def compiled():
     """One model whose compiled steps are shared, and the weights and optimizer state it began with."""
     model = make_model()
     model.optimizer.build(model.trainable_variables)
-    return model, [ops.convert_to_numpy(v).copy() for v in model.variables]
+    state = [*model.variables, *model.optimizer.variables]
+    return model, [(variable, ops.convert_to_numpy(variable).copy()) for variable in state]
 
 
 @pytest.fixture
 def fresh(compiled):
     """The shared model as it began."""
-    model, values = compiled
-    for variable, value in zip(model.variables, values):
+    model, state = compiled
+    for variable, value in state:
         variable.assign(value)
     return model
 
