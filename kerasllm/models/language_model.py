@@ -146,6 +146,11 @@ class LanguageModel(keras.Model):
 
         return keras.tree.map_structure(fix, data)
 
+    def _set_static_batch(self, size):
+        if keras.backend.backend() == "tensorflow" and size != self._static_batch:
+            self.train_function = self.test_function = None  # They were compiled for the other size.
+        self._static_batch = size
+
     def _tell_optimizer_tokens(self, data):
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if optimizer.gradient_accumulation_steps:
@@ -194,9 +199,13 @@ class LanguageModel(keras.Model):
         if validation_data is not None:
             parts = validation_data if isinstance(validation_data, tuple) else (validation_data,)
             validation_data = self.as_data(*parts, batch_size=kwargs.pop("validation_batch_size", batch_size))
-        self.train_data, self._static_batch = data, getattr(data, "local_batch_size", None)
-        if validation_data is not None and getattr(validation_data, "local_batch_size", None) != self._static_batch:
-            self._static_batch = None
+        self.train_data, size = data, getattr(data, "local_batch_size", None)
+        if validation_data is not None and getattr(validation_data, "local_batch_size", None) != size:
+            size = None
+        self._set_static_batch(size)
+        if self.optimizer is not None and not self.optimizer.built:
+            # Else TensorFlow compiles the step twice: once with the optimizer's variables being made, once without.
+            self.optimizer.build(self.trainable_variables)
         callbacks = kwargs.get("callbacks") or []
         self.fit_callbacks = callbacks if isinstance(callbacks, list | tuple) else callbacks.callbacks
         self._stage.now = None  # An earlier step may have failed half-way.
@@ -207,7 +216,7 @@ class LanguageModel(keras.Model):
         if not kwargs.get("_use_cached_eval_dataset"):
             x = self.as_data(x, y, sample_weight, batch_size or 32)
             y = sample_weight = None
-            self._static_batch = getattr(x, "local_batch_size", None)
+            self._set_static_batch(getattr(x, "local_batch_size", None))
         return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
 
     # Files ---------------------------------------------------------------------------------------------------

@@ -90,7 +90,9 @@ def test_the_first_sampled_token_follows_the_model(model):
     likely = np.argsort(-logits)[:3]
     seen = set()
     for seed in range(8):
-        answers = model.generate(batch, max_new_tokens=1, sampler="top_k", top_k=3, seed=seed, strip_prompt=True)
+        answers = model.generate(
+            batch, max_new_tokens=1, sampler="top_k", top_k=3, seed=seed, strip_prompt=True
+        )
         assert len({a[0] for a in answers}) == 1  # the same request, the same answer
         seen.add(answers[0][0])
     assert seen <= set(likely.tolist()) and len(seen) > 1
@@ -114,7 +116,9 @@ def test_the_context_slides_with_truncation(model):
     kept = model.generate(long, max_new_tokens=5, truncation=True, strip_prompt=True)
     assert kept == recomputed(model, long[-(LENGTH - 1) :], 5)
     both = model.generate([PROMPTS[0], long], max_new_tokens=20, truncation=True, strip_prompt=True)
-    assert both == [model.generate(p, max_new_tokens=20, truncation=True, strip_prompt=True) for p in (PROMPTS[0], long)]
+    assert both == [
+        model.generate(p, max_new_tokens=20, truncation=True, strip_prompt=True) for p in (PROMPTS[0], long)
+    ]
 
 
 def test_a_prompt_and_its_answer_may_fill_the_context(model):
@@ -180,7 +184,9 @@ def test_lengths_and_settings_do_not_compile_anew(monkeypatch):
     assert len(runs) == 3  # decode with sampling
     for prompt in PROMPTS:
         for seed in (1, 2):
-            model.generate(prompt, max_new_tokens=4 + seed, sampler="top_k", top_k=seed, temperature=0.5, seed=seed)
+            model.generate(
+                prompt, max_new_tokens=4 + seed, sampler="top_k", top_k=seed, temperature=0.5, seed=seed
+            )
             model.generate(prompt, max_new_tokens=2 + seed)
     assert len(runs) == 3
     model.generate(PROMPTS, max_new_tokens=2)  # another number of slots

@@ -67,7 +67,10 @@ def edit_weights(directory, change):
         ({}, "gpt2"),
         ({"tie_embeddings": False, "activation": "gelu", "dropout": 0.1}, "gpt2"),
         (LLAMA_LIKE, "kerasllm"),
-        ({"norm_position": "post", "positions": "sinusoidal", "scale_embeddings": True, "head_dim": 5}, "kerasllm"),
+        (
+            {"norm_position": "post", "positions": "sinusoidal", "scale_embeddings": True, "head_dim": 5},
+            "kerasllm",
+        ),
     ],
     ids=["gpt2", "untied", "llama_like", "vaswani_like"],
 )
@@ -82,7 +85,13 @@ def test_round_trip(changes, kind, tmp_path, tokenizer):
 
 
 def test_the_files_are_those_of_hugging_face(saved):
-    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    names = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    }
     assert {path.name for path in saved.iterdir()} == names
     config = json.loads((saved / "config.json").read_text())
     assert config["architectures"] == ["GPT2LMHeadModel"] and config["eos_token_id"] == 0
@@ -131,7 +140,9 @@ def test_a_full_disk_leaves_the_earlier_files(saved, tokenizer, monkeypatch, aft
 
     monkeypatch.setattr(safetensors.numpy, "save_file", counting(safetensors.numpy.save_file))
     monkeypatch.setattr(Path, "write_text", counting(Path.write_text))
-    monkeypatch.setattr("kerasllm.tokenizers._replace_file", counting(lambda path, text: path.write_bytes(b"")))
+    monkeypatch.setattr(
+        "kerasllm.tokenizers._replace_file", counting(lambda path, text: path.write_bytes(b""))
+    )
     with pytest.raises(OSError, match="No space left"):
         model.save_to_preset(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
@@ -271,7 +282,9 @@ class TestRefused:
         self.refused(saved, r"'transformer\.ln_f\.bias'.*\(15,\).*\(16,\)")
 
     def test_a_transposed_tensor(self, saved):
-        edit_weights(saved, lambda w: {n: np.ascontiguousarray(v.T) if "c_fc.weight" in n else v for n, v in w.items()})
+        edit_weights(
+            saved, lambda w: {n: np.ascontiguousarray(v.T) if "c_fc.weight" in n else v for n, v in w.items()}
+        )
         self.refused(saved, r"c_fc\.weight.*\(64, 16\).*\(16, 64\)")
 
     def test_weights_that_are_no_numbers_of_ours(self, saved):
@@ -300,14 +313,20 @@ def test_a_keras_file_is_never_opened(saved, monkeypatch):
 def test_code_in_a_directory_is_not_run(saved, tmp_path):
     flag = tmp_path / "ran"
     (saved / "modeling.py").write_text(f"open({str(flag)!r}, 'w')")
-    edit_json(saved / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"}, trust_remote_code=True)
+    edit_json(
+        saved / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"}, trust_remote_code=True
+    )
     edit_json(saved / "tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling.Evil", None]})
     CausalLM.from_preset(saved)
     assert not flag.exists()
 
 
 def test_the_table_of_shapes_is_that_of_the_network():
-    for changes in ({}, LLAMA_LIKE, {"norm_position": "post", "positions": "none", "num_kv_heads": 1, "gated": True}):
+    for changes in (
+        {},
+        LLAMA_LIKE,
+        {"norm_position": "post", "positions": "none", "num_kv_heads": 1, "gated": True},
+    ):
         model = make_model(**changes)
         built = {path: tuple(v.shape) for path, v in presets.variables_by_path(model).items()}
         assert presets._shapes(model.config) == built

@@ -105,7 +105,9 @@ def layer_and_input(**options):
     layer = Attention(**{"num_heads": 4, "head_dim": HEAD, "kernel_initializer": "random_normal", **options})
     x = np.random.default_rng(0).normal(size=(BATCH, LENGTH, DIM)).astype("float32")
     layer(x)
-    layer.set_weights([np.random.default_rng(i).normal(size=w.shape) * 0.3 for i, w in enumerate(layer.weights)])
+    layer.set_weights(
+        [np.random.default_rng(i).normal(size=w.shape) * 0.3 for i, w in enumerate(layer.weights)]
+    )
     return layer, x
 
 
@@ -147,14 +149,22 @@ def test_dropout_that_is_not_training_takes_the_fused_path(monkeypatch):
         raise AssertionError("the explicit path was taken")
 
     monkeypatch.setattr("kerasllm.layers.attention.explicit_attention", refuse)
-    np.testing.assert_allclose(ops.convert_to_numpy(layer(x, causal=True, training=False)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(layer(x, causal=True, training=False)), expected, atol=1e-5
+    )
     np.testing.assert_allclose(ops.convert_to_numpy(layer(x, causal=True)), expected, atol=1e-5)
     with pytest.raises(AssertionError, match="explicit path"):
         layer(x, attention_mask=mask, training=True)
 
 
 def network(**changes):
-    sizes = {"vocabulary_size": 11, "max_sequence_length": 16, "num_layers": 2, "num_heads": 4, "hidden_dim": 16}
+    sizes = {
+        "vocabulary_size": 11,
+        "max_sequence_length": 16,
+        "num_layers": 2,
+        "num_heads": 4,
+        "hidden_dim": 16,
+    }
     keras.utils.set_random_seed(0)
     layer = Transformer(TransformerConfig(**sizes, initializer_range=0.3, **changes))
     return layer, np.random.default_rng(0).integers(0, 11, (2, 10)).astype("int32")

@@ -21,7 +21,12 @@ LLAMA_LIKE = {
     "tie_embeddings": False,
     "sliding_window": 3,
 }
-VASWANI_LIKE = {"norm_position": "post", "positions": "sinusoidal", "activation": "relu", "scale_embeddings": True}
+VASWANI_LIKE = {
+    "norm_position": "post",
+    "positions": "sinusoidal",
+    "activation": "relu",
+    "scale_embeddings": True,
+}
 
 
 def vectors(length=LENGTH):
@@ -81,7 +86,11 @@ def test_feed_forward(options, tmp_path):
 def test_block(changes, tmp_path):
     config = TransformerConfig(**SIZES, **changes)
     check_layer(
-        lambda dtype: TransformerBlock(config, dtype=dtype), [vectors()], (BATCH, LENGTH, DIM), tmp_path, call=causal
+        lambda dtype: TransformerBlock(config, dtype=dtype),
+        [vectors()],
+        (BATCH, LENGTH, DIM),
+        tmp_path,
+        call=causal,
     )
 
 
@@ -103,9 +112,7 @@ def test_token_embedding(changes, tmp_path):
 @pytest.mark.parametrize("changes", [{}, LLAMA_LIKE, VASWANI_LIKE], ids=["gpt2", "llama", "vaswani"])
 def test_transformer(changes, tmp_path):
     config = TransformerConfig(**SIZES, **changes)
-    check_layer(
-        lambda dtype: Transformer(config, dtype=dtype), [token_ids()], (BATCH, LENGTH, DIM), tmp_path
-    )
+    check_layer(lambda dtype: Transformer(config, dtype=dtype), [token_ids()], (BATCH, LENGTH, DIM), tmp_path)
 
 
 def test_bad_arguments_are_named():

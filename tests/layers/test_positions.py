@@ -62,7 +62,13 @@ def test_rotary_scores_depend_on_distance_only():
 
 
 def network(**changes):
-    sizes = {"vocabulary_size": 11, "max_sequence_length": 32, "num_layers": 2, "num_heads": 2, "hidden_dim": 16}
+    sizes = {
+        "vocabulary_size": 11,
+        "max_sequence_length": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "hidden_dim": 16,
+    }
     keras.utils.set_random_seed(0)
     return Transformer(TransformerConfig(**sizes, initializer_range=0.3, **changes))
 

@@ -69,7 +69,18 @@ def as_kind(kind, ids):
     }[kind]
 
 
-KINDS = ("array", "list", "dict", "arrays", "weighted", "row_weights", "int64", "py_dataset", "tf_data", "generator")
+KINDS = (
+    "array",
+    "list",
+    "dict",
+    "arrays",
+    "weighted",
+    "row_weights",
+    "int64",
+    "py_dataset",
+    "tf_data",
+    "generator",
+)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +147,9 @@ def test_strings(tokenizer):
     model = make_model(tokenizer)
     before = model.evaluate(TEXTS, verbose=0, return_dict=True)
     history = model.fit(TEXTS, batch_size=4, epochs=6, validation_data=TEXTS[:2], verbose=0).history
-    assert set(history) == {f"{v}{m}" for v in ("", "val_") for m in ("loss", "perplexity", "accuracy", "bits_per_byte")}
+    assert set(history) == {
+        f"{v}{m}" for v in ("", "val_") for m in ("loss", "perplexity", "accuracy", "bits_per_byte")
+    }
     assert history["loss"][-1] < before["loss"] and len(history["val_loss"]) == 6
     logits = model.predict(["to be", "or"], verbose=0)
     assert logits.shape == (2, 5, tokenizer.vocabulary_size)
@@ -198,9 +211,11 @@ def test_validation_split_takes_the_last_rows(kind, tokenizer):
 def test_batches_of_other_sizes_may_follow():
     model = make_model()
     data = rows(12)
-    losses = [model.evaluate(data, batch_size=size, verbose=0, return_dict=True)["loss"] for size in (4, 5)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for size in (4, 5):
+    losses = [
+        model.evaluate(data, batch_size=size, verbose=0, return_dict=True)["loss"] for size in (4, 6, 5)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    for size in (4, 6):
         model.fit(data, batch_size=size, validation_data=data[:4], verbose=0)
 
 
@@ -259,14 +274,9 @@ def test_epochs_and_validation_do_not_compile_anew(monkeypatch):
 
     monkeypatch.setattr(model, "compute_loss", counted)
     options = {"batch_size": 4, "validation_data": rows(6), "verbose": 0}
-    model.fit(rows(11), epochs=2, **options)  # neither divides: the last batches are filled up
-    after_two = len(traces)
-    model.fit(rows(11), epochs=3, **options)
-    assert len(traces) == after_two
-    # A step is traced once more by Keras where it finds out the shapes of metrics.
-    assert after_two <= 4
-    if keras.backend.backend() == "tensorflow":
-        assert model.train_function is not None and after_two == 2
+    for epochs in (2, 3):
+        model.fit(rows(11), epochs=epochs, **options)  # neither divides: the last batches are filled up
+        assert traces == [True, False]  # a step of training, a step of validation
 
 
 # Bad data is named ------------------------------------------------------------------------------------------
@@ -283,7 +293,9 @@ def bad_ids(value):
 def test_fit_names_an_id_out_of_range(kind, value, fresh):
     model = fresh
     arguments, options = as_kind(kind, bad_ids(value))
-    options |= {"py_dataset": {}, "tf_data": {}, "generator": {"steps_per_epoch": 2}}.get(kind, {"batch_size": 4})
+    options |= {"py_dataset": {}, "tf_data": {}, "generator": {"steps_per_epoch": 2}}.get(
+        kind, {"batch_size": 4}
+    )
     error = ValueError
     if kind == "tf_data":
         import tensorflow as tf

@@ -17,7 +17,13 @@ SHAPES = {
     "plain": {"n_layer": 2, "n_head": 2, "n_embd": 16},
     "odd": {"n_layer": 1, "n_head": 3, "n_embd": 15, "n_inner": 37, "vocab_size": 41, "n_positions": 19},
     "untied": {"n_layer": 2, "n_head": 4, "n_embd": 12, "n_inner": 7, "tie_word_embeddings": False},
-    "exact_gelu": {"n_layer": 1, "n_head": 1, "n_embd": 8, "activation_function": "gelu", "layer_norm_epsilon": 1e-3},
+    "exact_gelu": {
+        "n_layer": 1,
+        "n_head": 1,
+        "n_embd": 8,
+        "activation_function": "gelu",
+        "layer_norm_epsilon": 1e-3,
+    },
 }
 
 

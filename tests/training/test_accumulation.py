@@ -19,7 +19,12 @@ OPTIMIZERS = {
 def small_model():
     keras.utils.set_random_seed(0)
     config = TransformerConfig(
-        vocabulary_size=20, max_sequence_length=LENGTH, num_layers=1, num_heads=2, hidden_dim=16, initializer_range=0.1
+        vocabulary_size=20,
+        max_sequence_length=LENGTH,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        initializer_range=0.1,
     )
     return CausalLM(config)
 
