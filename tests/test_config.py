@@ -168,7 +168,7 @@ def test_a_config_does_not_change():
 
 def test_cost_of_gpt2_small():
     config = TransformerConfig.from_name("gpt2_small")
-    # Kaplan et al. (2020): 2 N and a little attention; nanoGPT's count of the same model is 855 MFLOP a trained token.
+    # 2 N and a little attention; nanoGPT's count of the same model is 855 MFLOP a trained token.
     assert 3 * config.flops_per_token(1024) == pytest.approx(855e6, rel=0.01)
     assert config.kv_cache_bytes(batch_size=2, bytes_per_value=2) == 2 * 2 * 12 * 768 * 1024 * 2
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 
-def check_layer(make, inputs, output_shape, tmp_path, call=None, lengths_vary=True):
+def check_layer(make, inputs, output_shape, tmp_path, call=None):
     """Runs a layer through all that Keras may ask of it.
 
     Args:
@@ -16,7 +16,6 @@ def check_layer(make, inputs, output_shape, tmp_path, call=None, lengths_vary=Tr
         output_shape: the shape expected.
         tmp_path: a folder to write to.
         call: function (layer, *inputs) → output, if it is not simply called.
-        lengths_vary: whether a symbolic call may leave the length open.
     """
     call = call or (lambda layer, *tensors: layer(*tensors))
     layer = make(dtype=None)
@@ -28,8 +27,7 @@ def check_layer(make, inputs, output_shape, tmp_path, call=None, lengths_vary=Tr
 
     _check_mixed_precision(make, inputs, output_shape, call, layer, expected)
     _check_round_trip(layer, inputs, call, expected)
-    for open_length in {False, lengths_vary}:
-        model = _check_symbolic(layer, inputs, call, expected, open_length)
+    model = _check_symbolic(layer, inputs, call, expected)
     _check_saving(model, inputs, expected, tmp_path)
     _check_fit(model, inputs, expected)
 
@@ -56,10 +54,9 @@ def _check_round_trip(layer, inputs, call, expected):
     assert other.get_config() == config or json.loads(json.dumps(other.get_config())) == config
 
 
-def _check_symbolic(layer, inputs, call, expected, open_length):
-    symbolic = [
-        keras.Input((None, *x.shape[2:]) if open_length else x.shape[1:], dtype=str(x.dtype)) for x in inputs
-    ]
+def _check_symbolic(layer, inputs, call, expected):
+    # Neither the batch nor the length is known yet.
+    symbolic = [keras.Input((None, *x.shape[2:]), dtype=str(x.dtype)) for x in inputs]
     output = call(layer, *symbolic)
     assert output.shape[0] is None and output.shape[-1] == expected.shape[-1]
     model = keras.Model(symbolic, output)
@@ -70,6 +67,8 @@ def _check_symbolic(layer, inputs, call, expected, open_length):
 def _check_saving(model, inputs, expected, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(ops.convert_to_numpy(loaded(list(inputs))), expected, atol=1e-5)
 
 

@@ -83,6 +83,7 @@ def test_fused_equals_explicit_in_value_and_gradient(kv_heads, mask):
     mask = MASKS["causal" if causal else mask]
     mask = None if mask is None else ops.convert_to_tensor(mask)
     direction = np.random.default_rng(9).normal(size=arrays[0].shape).astype("float32")
+    direction = ops.convert_to_tensor(direction)
 
     def explicit(q, k, v):
         return ops.sum(explicit_attention(q, k, v, mask)[0] * direction)

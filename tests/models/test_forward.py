@@ -38,7 +38,7 @@ def random_ids(*shape):
 
 
 def logits_of(model, inputs):
-    """Through `predict`, which compiles once a shape; calling the model would compile each operation on JAX."""
+    """Through `predict`, which compiles once a shape; a plain call compiles each operation on JAX."""
     return model.predict(inputs, verbose=0)
 
 
@@ -99,6 +99,11 @@ def test_packed_documents_are_as_if_alone(name):
     expected = np.concatenate([logits_of(model, x) for x, _ in alone], axis=1)
     np.testing.assert_allclose(logits_of(model, packed[0]), expected, atol=1e-5)
 
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_packed_documents_teach_what_they_teach_alone(name):
+    model = make_model(name)
+    packed, alone = packed_and_alone()
     of_packed = weight_gradients(model, lambda: summed_loss(model, *packed))
     of_each = weight_gradients(model, lambda: sum(summed_loss(model, *one) for one in alone))
     for path, gradient in of_packed.items():

@@ -1,4 +1,4 @@
-"""fit, evaluate and predict on every kind of data, with and without a loss of the user's; bad data is named."""
+"""fit, evaluate and predict on every kind of data, with any loss; bad data is named."""
 
 import keras
 import numpy as np

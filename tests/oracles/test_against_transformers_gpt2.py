@@ -1,4 +1,4 @@
-"""Against transformers' GPT2LMHeadModel: logits, gradients, optimizer steps, greedy text, and files both ways."""
+"""Against transformers' GPT2LMHeadModel: logits, gradients, optimizer steps, text, and files both ways."""
 
 import keras
 import numpy as np

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+
+import kerasllm
+from kerasllm.training import Checkpoint, checkpoint
 
 WORKER = Path(__file__).with_name("resume_worker.py")
 REPOSITORY = WORKER.parents[2]
@@ -62,3 +66,79 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before(uninterrupted, tmp_pa
     resumed = train(tmp_path)
     assert "resumed at 5" in resumed.stdout, resumed.stderr
     assert_same_end(uninterrupted, tmp_path)
+
+
+def small_fit(directory, epochs=1, width=16, callbacks=(), data=None, **options):
+    config = kerasllm.TransformerConfig(
+        vocabulary_size=11, max_sequence_length=8, num_layers=1, num_heads=1, hidden_dim=width
+    )
+    model = kerasllm.CausalLM(config)
+    model.compile(keras.optimizers.SGD(0.1))
+    ids = np.random.default_rng(0).integers(0, 11, (12, 9))
+    callbacks = [*callbacks, Checkpoint(directory, **options)]
+    model.fit(ids if data is None else data, batch_size=4, epochs=epochs, verbose=0, callbacks=callbacks)
+    return model
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_the_newest_are_kept(tmp_path):
+    small_fit(tmp_path, epochs=3, every_steps=1, keep=2)
+    assert names(tmp_path) == ["step-00000008", "step-00000009"]
+
+
+def test_a_full_disk_loses_nothing_and_says_so(tmp_path, monkeypatch):
+    small_fit(tmp_path)
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"step-0.*No space left.*step-00000003, is whole"):
+        small_fit(tmp_path, epochs=2, resume=True)
+    assert names(tmp_path) == ["step-00000003"]
+    checkpoint.read(tmp_path / "step-00000003")
+
+
+def test_a_tampered_checkpoint_is_refused(tmp_path):
+    small_fit(tmp_path)
+    weights = tmp_path / "step-00000003" / "state.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged.*hash differs"):
+        small_fit(tmp_path, epochs=2, resume=True)
+
+
+def test_another_model_is_refused(tmp_path):
+    small_fit(tmp_path)
+    with pytest.raises(ValueError, match="of another model"):
+        small_fit(tmp_path, epochs=2, width=32, resume=True)
+
+
+def test_other_data_and_other_callbacks_are_refused(tmp_path):
+    small_fit(tmp_path)
+    with pytest.raises(ValueError, match="other data: num_rows"):
+        small_fit(tmp_path, resume=True, data=np.ones((9, 9), "int32"))
+    with pytest.raises(ValueError, match="0 other callbacks"):
+        small_fit(tmp_path, resume=True, callbacks=[keras.callbacks.CSVLogger(tmp_path / "log.csv")])
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.set_weights([w * np.nan for w in self.model.get_weights()])
+
+    small_fit(tmp_path, callbacks=[Spoil()])
+    assert not tmp_path.exists() or names(tmp_path) == []
+
+
+def test_steps_within_an_epoch_need_a_counted_order(tmp_path):
+    def batches():
+        while True:
+            yield np.ones((4, 8), "int32"), np.ones((4, 8), "int32")
+
+    with pytest.raises(ValueError, match="order is counted"):
+        small_fit(tmp_path, data=batches(), every_steps=1)
