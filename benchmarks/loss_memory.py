@@ -66,9 +66,7 @@ def chunked_loss(hidden: Any, kernel: Any, targets: Any) -> Any:
     return losses.linear_cross_entropy(hidden, kernel, targets)[0]
 
 
-def value_and_gradients(
-    loss: Callable[..., Any], hidden: Any, kernel: Any, targets: Any
-) -> Callable[[], float]:
+def value_and_gradients(loss: Callable[..., Any], hidden: Any, kernel: Any, targets: Any) -> Callable[[], float]:
     """A function that computes the loss and its gradients, compiled where `fit` would compile."""
     import keras
 

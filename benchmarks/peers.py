@@ -125,9 +125,7 @@ def make_transformers_gpt(shape: Shape) -> Any:
     return GPT2LMHeadModel(config)
 
 
-def make_torch_step(
-    model: Any, shape: Shape, compiled: bool = False, device: str = "cpu"
-) -> Callable[[], Any]:
+def make_torch_step(model: Any, shape: Shape, compiled: bool = False, device: str = "cpu") -> Callable[[], Any]:
     """One full step of a PyTorch model: forward, loss, backward, AdamW. It returns the loss, a tensor."""
     import torch
     from torch.nn import functional
@@ -221,9 +219,7 @@ def make_kerasllm_gpt(shape: Shape, compiled: bool = False) -> Any:
     return model
 
 
-def make_fit_burst(
-    model: Any, inputs: Callable[[Any], Any], shape: Shape
-) -> Callable[[int], tuple[float, float]]:
+def make_fit_burst(model: Any, inputs: Callable[[Any], Any], shape: Shape) -> Callable[[int], tuple[float, float]]:
     """A function that fits a Keras model for n steps and returns the seconds that they took and their loss.
 
     The clock runs from the first step's start, after `fit` has made its iterator, until the last step's

@@ -59,9 +59,7 @@ class Worker:
         self.process.wait()
 
 
-def measure(
-    names: list[str], shape: str, steps: int, rounds: int, threads: int, logs: Path
-) -> dict[str, Any]:
+def measure(names: list[str], shape: str, steps: int, rounds: int, threads: int, logs: Path) -> dict[str, Any]:
     """Milliseconds a step of each contender in each round; one that cannot run is reported and left out."""
     workers = []
     try:
@@ -78,9 +76,7 @@ def measure(
             # A new order each round, so that nobody always follows the same neighbour's warm or cold caches.
             for worker in random.Random(turn).sample(workers, len(workers)):
                 milliseconds[worker.name].append(1000 * worker.burst(steps)["seconds"] / steps)
-            typer.echo(
-                f"round {turn + 1}: " + ", ".join(f"{name} {ms[-1]:.1f}" for name, ms in milliseconds.items())
-            )
+            typer.echo(f"round {turn + 1}: " + ", ".join(f"{name} {ms[-1]:.1f}" for name, ms in milliseconds.items()))
         return milliseconds
     finally:
         for worker in workers:
@@ -143,9 +139,7 @@ def table(shape: Shape, summary: dict[str, dict[str, Any]]) -> tuple[str, tuple[
 def main(
     shape: Annotated[str, typer.Option(help="a, b or all")] = "all",
     rounds: Annotated[int, typer.Option(min=1)] = 7,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="steps a burst; chosen by shape if left out")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="steps a burst; chosen by shape if left out")] = None,
     contenders: Annotated[str, typer.Option(help="comma-separated names, or all")] = "all",
     threads: Annotated[int, typer.Option(min=1, help="the same for everybody")] = os.cpu_count() or 1,
     save: Annotated[bool, typer.Option(help="write benchmarks/results/")] = True,

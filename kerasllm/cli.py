@@ -163,9 +163,7 @@ def evaluate(
 
 @command
 def info(
-    model: Annotated[
-        str, typer.Argument(metavar="NAME_OR_DIR", help="A named size, or a model's directory.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="NAME_OR_DIR", help="A named size, or a model's directory.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences, for the cache and activations.")] = 1,
 ) -> None:
     """Count parameters, memory and FLOPs of a model, without allocating it."""

@@ -109,9 +109,7 @@ class TransformerConfig:
             ("activation", ACTIVATIONS),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {choices}. Received: {name}={getattr(self, name)!r}"
-                )
+                raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={getattr(self, name)!r}")
         for name in ("causal", "gated", "use_bias", "tie_embeddings", "scale_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be True or False. Received: {name}={getattr(self, name)!r}")
@@ -137,16 +135,12 @@ class TransformerConfig:
     def _check_size(self, name: str, largest: int = MAX_SIZE) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-            raise ValueError(
-                f"`{name}` must be a whole number from 1 to {largest}. Received: {name}={value!r}"
-            )
+            raise ValueError(f"`{name}` must be a whole number from 1 to {largest}. Received: {name}={value!r}")
 
     def _check_number(self, name: str, at_least: float, below: float) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not at_least <= value < below:
-            raise ValueError(
-                f"`{name}` must be a number in [{at_least}, {below}). Received: {name}={value!r}"
-            )
+            raise ValueError(f"`{name}` must be a number in [{at_least}, {below}). Received: {name}={value!r}")
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "TransformerConfig":
@@ -169,9 +163,7 @@ class TransformerConfig:
             if key not in fields:
                 raise ValueError(f"Unknown config key {key!r}.{_near(key, fields)} Keys: {', '.join(fields)}")
         missing = [
-            name
-            for name, field in fields.items()
-            if field.default is dataclasses.MISSING and name not in values
+            name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values
         ]
         if missing:
             raise ValueError(f"The config lacks {', '.join(missing)}. Received keys: {', '.join(values)}")

@@ -50,8 +50,7 @@ def figures(config: TransformerConfig, batch_size: int = 1) -> dict[str, str]:
         f"{_bytes(MIXED_TRAINING_BYTES * parameters)} mixed_bfloat16",
         "  and activations, about": f"{_bytes(activation_bytes(config, batch_size, 4))} float32, "
         f"{_bytes(activation_bytes(config, batch_size, 2))} mixed_bfloat16, for {sequences}",
-        "FLOPs a token": f"{_scaled(forward, 'FLOP')} forward, {_scaled(3 * forward, 'FLOP')} "
-        "trained, at full context",
+        "FLOPs a token": f"{_scaled(forward, 'FLOP')} forward, {_scaled(3 * forward, 'FLOP')} trained, at full context",
     }
 
 

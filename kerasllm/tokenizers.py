@@ -154,9 +154,7 @@ class Tokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config = {**config, **self._config, **self._roles}
         _replace_file(directory / "tokenizer.json", self._tokenizer.to_str(pretty=True))
-        _replace_file(
-            directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        )
+        _replace_file(directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     def encode(
         self, text: str | Sequence[str], add_special_tokens: bool = False, parse_special: bool = True
@@ -343,9 +341,7 @@ class Tokenizer:
 
     def _check_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocabulary_size:
-            raise ValueError(
-                f"Token ids must be in [0, {self.vocabulary_size}), the vocabulary. Received: {token_id}"
-            )
+            raise ValueError(f"Token ids must be in [0, {self.vocabulary_size}), the vocabulary. Received: {token_id}")
 
     def _role_id(self, *roles: str) -> int | None:
         return next((self._vocabulary[self._roles[role]] for role in roles if role in self._roles), None)
@@ -416,9 +412,7 @@ def _learned(
         tokenizer.normalizer = normalizers.NFKC()
         # No dummy space in front: a text cut in pieces between words then gives the ids of the whole.
         metaspace = pre_tokenizers.Metaspace(prepend_scheme="never")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split("\n", behavior="isolated"), metaspace]
-        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\n", behavior="isolated"), metaspace])
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
         trainer = trainers.UnigramTrainer(unk_token=unk_token, **options)
     try:

@@ -11,6 +11,7 @@ from hypothesis import settings
 # These are read when a backend is first imported, so they are set before any test module is.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tiny models: compiling them is all the work
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # reaching for the network fails at once, not after a wait
 
 REPOSITORY = Path(__file__).resolve().parent.parent

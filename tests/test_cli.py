@@ -144,9 +144,7 @@ def test_what_needs_no_backend_imports_none(arguments):
 
 @pytest.mark.one_backend
 def test_python_m_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "kerasllm", "recipes"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "kerasllm", "recipes"], capture_output=True, text=True, check=True)
     assert "quickstart" in done.stdout and "shakespeare-char-cpu" in done.stdout
 
 

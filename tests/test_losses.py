@@ -105,9 +105,7 @@ def test_bfloat16_inputs_stay_near(case, chunk_size):
 def test_large_logits_do_not_overflow(case, chunk_size):
     hidden, kernel, targets, weights = case
     expected = oracle(100 * hidden, kernel, targets, weights)
-    value, _ = linear_cross_entropy(
-        *map(ops.convert_to_tensor, (100 * hidden, kernel, targets)), weights, chunk_size
-    )
+    value, _ = linear_cross_entropy(*map(ops.convert_to_tensor, (100 * hidden, kernel, targets)), weights, chunk_size)
     assert float(value) == pytest.approx(expected[0], rel=1e-5)
 
 

@@ -19,6 +19,10 @@ def test_the_python_of_a_page_runs(page, tmp_path):
     assert blocks
     environment = {**os.environ, "KERAS_MAX_STEPS_PER_EPOCH": "3", "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr[-3000:]

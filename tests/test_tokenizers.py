@@ -171,9 +171,7 @@ def test_save_and_load_keep_everything(tokenizer, tmp_path):
 def test_code_named_by_a_config_is_not_passed_on(tmp_path):
     BYTE_LEVEL["bpe"].save_to_preset(tmp_path)
     config = tmp_path / "tokenizer_config.json"
-    config.write_text(
-        json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoTokenizer": "evil.Evil"}})
-    )
+    config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoTokenizer": "evil.Evil"}}))
     Tokenizer.from_preset(tmp_path).save_to_preset(tmp_path)
     assert "auto_map" not in json.loads(config.read_text())
 

@@ -37,7 +37,7 @@ class ArrayDataset(CountedDataset):
         super().__init__(num_rows, batch_size, shuffle=shuffle, drop_remainder=False, **options)
         if fill_last and num_rows % batch_size and sample_weight is None:
             parts = (x, y, np.ones(np.shape(y), "float32"))
-        self._parts = parts
+        self.parts = parts
         self._fill_last = fill_last
 
     @property
@@ -48,7 +48,7 @@ class ArrayDataset(CountedDataset):
     def read(self, rows, real, pass_index):
         if not self._fill_last:
             rows = rows[real]
-        batch = keras.tree.map_structure(lambda a: a[rows], self._parts)
+        batch = keras.tree.map_structure(lambda a: a[rows], self.parts)
         if self._fill_last and len(batch) == 3 and not real.all():
             weights = batch[2]
             batch = (*batch[:2], weights * real.reshape(-1, *[1] * (weights.ndim - 1)).astype(weights.dtype))

@@ -67,8 +67,7 @@ class CountedDataset(keras.utils.PyDataset):
         """Goes on after `start_step` steps of epoch `epoch`, which may be all of them, or more."""
         if epoch < 0 or start_step < 0:
             raise ValueError(
-                "`epoch` and `start_step` must not be negative. "
-                f"Received: epoch={epoch}, start_step={start_step}"
+                f"`epoch` and `start_step` must not be negative. Received: epoch={epoch}, start_step={start_step}"
             )
         further, self.start_step = divmod(start_step, self.steps_per_epoch)
         self.epoch = epoch + further

@@ -64,9 +64,7 @@ def from_text(
     ```
     """
     if objective not in OBJECTIVES:
-        raise ValueError(
-            f"`objective` must be one of {', '.join(OBJECTIVES)}. Received: objective={objective!r}"
-        )
+        raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}. Received: objective={objective!r}")
     if not 0 <= validation_fraction < 1:
         raise ValueError(
             "`validation_fraction` must be in [0, 1): the part of the text that is not for training. "
@@ -83,9 +81,7 @@ def from_text(
     stop = len(shards)
     if validation_fraction:
         stop = _split(shards, validation_fraction, by_document=packing == "documents")
-    train = _dataset(
-        "training", shards.slice(0, stop), shuffle=shuffle, seed=seed, drop_remainder=True, **options
-    )
+    train = _dataset("training", shards.slice(0, stop), shuffle=shuffle, seed=seed, drop_remainder=True, **options)
     if not validation_fraction:
         return train, None
     return train, _dataset("validation", shards.slice(stop, len(shards)), shuffle=False, **options)

@@ -79,9 +79,7 @@ class TokenShards:
             IndexError: the range lies outside the tokens.
         """
         if not 0 <= start <= stop <= len(self):
-            raise IndexError(
-                f"Expected a range within [0, {len(self)}). Received: start={start}, stop={stop}"
-            )
+            raise IndexError(f"Expected a range within [0, {len(self)}). Received: start={start}, stop={stop}")
         parts = [array[first:last] for array, first, last in self._overlaps(start, stop)]
         return np.concatenate([np.zeros(0, np.int32), *parts], dtype=np.int32, casting="unsafe")
 
@@ -170,9 +168,7 @@ def build_shards(
     identity["source"] = source_fingerprint(source, column)
     if directory.exists():
         if not (directory / "manifest.json").is_file() and any(directory.iterdir()):
-            raise ValueError(
-                f"{directory} holds other files than token shards. Choose an empty or new directory."
-            )
+            raise ValueError(f"{directory} holds other files than token shards. Choose an empty or new directory.")
         if identity["source"] and identity.items() <= _read_manifest(directory, {}).items():
             return open_shards(directory, tokenizer=tokenizer)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -195,9 +191,7 @@ def build_shards(
     return open_shards(directory, verify=False, tokenizer=tokenizer)
 
 
-def open_shards(
-    directory: str | os.PathLike, verify: bool = True, tokenizer: Tokenizer | None = None
-) -> TokenShards:
+def open_shards(directory: str | os.PathLike, verify: bool = True, tokenizer: Tokenizer | None = None) -> TokenShards:
     """Maps a directory of shards into memory.
 
     Args:
@@ -231,9 +225,7 @@ def open_shards(
         starts = np.fromfile(directory / f"shard-{index:05d}.idx", dtype="<u8").astype(np.int64)
         offsets.append(starts + length)
         length += len(arrays[-1])
-    return TokenShards(
-        arrays, np.concatenate(offsets), manifest["bytes"] / max(length, 1), manifest["tokenizer"]
-    )
+    return TokenShards(arrays, np.concatenate(offsets), manifest["bytes"] / max(length, 1), manifest["tokenizer"])
 
 
 class _Writer:
@@ -300,9 +292,7 @@ class _Writer:
         self.file = None
 
 
-def _token_stream(
-    source: Source, tokenizer: Tokenizer, column: str | None
-) -> Iterator[tuple[list[int], bool, int]]:
+def _token_stream(source: Source, tokenizer: Tokenizer, column: str | None) -> Iterator[tuple[list[int], bool, int]]:
     """For each piece of text: its ids, whether they start a document, and its UTF-8 bytes."""
     started = any_tokens = False
     for pieces in _batches(read_pieces(source, column)):

@@ -170,7 +170,12 @@ class Engine:
         return sample(logits, *settings), cache
 
     def _logits(self, hidden):
-        return ops.cast(self.model.transformer.embedding.logits(hidden), "float32")
+        logits = ops.cast(self.model.transformer.embedding.logits(hidden), "float32")
+        tokenizer, size = self.model.tokenizer, self.model.config.vocabulary_size
+        if tokenizer is None or tokenizer.vocabulary_size == size:
+            return logits
+        # A padded vocabulary: the ids that no token has are never made.
+        return ops.where(ops.arange(size)[None, :] < tokenizer.vocabulary_size, logits, -1e30)
 
 
 def _choose(logits, temperature, *settings):

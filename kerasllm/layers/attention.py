@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kerasllm.layers.attention_ops import explicit_attention, fused_attention
+from kerasllm.layers.attention_ops import causal_mask, explicit_attention, fused_attention
 from kerasllm.layers.inner import inner
 from kerasllm.layers.positions import rotate
 from kerasllm.layers.projection import Projection
@@ -30,7 +30,7 @@ class Attention(keras.layers.Layer):
         x: (batch, queries, dim).
         context: (batch, keys, dim), what is attended to; `x` when left out.
         attention_mask: boolean, True where a query may look; broadcastable to (batch, heads, queries, keys).
-        causal: the mask is exactly "up to my own position", which needs no mask and is fastest.
+        causal: without a mask, a query sees keys up to its own position; the fastest way to say so.
         rotary: (cos, sin) tables of the positions of `x`, or `None`.
         cache: `(key, value)` written so far, each (batch, keys, kv_heads, head_dim).
         update_cache: function (cache, (key, value) of `x`) → the (key, value) to attend to, which is also
@@ -131,7 +131,7 @@ class Attention(keras.layers.Layer):
         dropping = bool(training) and self.dropout > 0
         if return_weights or dropping:
             if causal and attention_mask is None:
-                raise ValueError("Attention weights and dropout need `attention_mask`; `causal=True` is the fused path.")
+                attention_mask = causal_mask(ops.shape(query)[1], ops.shape(key)[1])
             output, weights = explicit_attention(
                 query,
                 key,

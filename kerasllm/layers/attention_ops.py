@@ -79,9 +79,7 @@ def _jax_attention(query, key, value, mask, causal, scale):
 
     half = query.dtype in ("bfloat16", "float16")
     if mask is None and half and jax.default_backend() == "gpu":
-        return jax.nn.dot_product_attention(
-            query, key, value, is_causal=causal, scale=scale, implementation="cudnn"
-        )
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, scale=scale, implementation="cudnn")
     return _explicit_output(query, key, value, mask, causal, scale)
 
 

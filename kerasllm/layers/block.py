@@ -14,9 +14,7 @@ def make_norm(config: TransformerConfig, dtype=None, name=None) -> keras.layers.
     """The normalization layer that a config names."""
     if config.norm == "rms_norm":
         return keras.layers.RMSNormalization(epsilon=config.norm_epsilon, dtype=dtype, name=name)
-    return keras.layers.LayerNormalization(
-        epsilon=config.norm_epsilon, center=config.use_bias, dtype=dtype, name=name
-    )
+    return keras.layers.LayerNormalization(epsilon=config.norm_epsilon, center=config.use_bias, dtype=dtype, name=name)
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -115,4 +113,3 @@ class TransformerBlock(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}
-

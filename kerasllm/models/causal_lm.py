@@ -1,5 +1,6 @@
 """CausalLM: a Transformer trained to predict the next token."""
 
+import contextlib
 from typing import NamedTuple
 
 import keras
@@ -85,11 +86,12 @@ class CausalLM(LanguageModel):
         if not is_text(texts):
             texts = list(texts)  # The rows of an array are read like lists.
         inputs = model_inputs(self, texts)
-        hidden = self.transformer(training=False, **inputs)
         ids, mask = inputs["token_ids"], inputs["padding_mask"]
         targets = np.roll(ids, -1, axis=1).reshape(-1)
-        flat = ops.reshape(hidden, (-1, self.config.hidden_dim))
-        scores = token_log_likelihoods(flat, self.transformer.embedding.head_kernel(), targets)
+        with _no_gradient():
+            hidden = self.transformer(training=False, **inputs)
+            flat = ops.reshape(hidden, (-1, self.config.hidden_dim))
+            scores = token_log_likelihoods(flat, self.transformer.embedding.head_kernel(), targets)
         scores = ops.convert_to_numpy(scores).reshape(ids.shape)
         return [row[: length - 1] for row, length in zip(scores, mask.sum(axis=1))]
 
@@ -100,10 +102,11 @@ class CausalLM(LanguageModel):
         inputs = model_inputs(self, [text])
         ids = [int(i) for i in inputs["token_ids"][0]]
         tokens = [self.tokenizer.id_to_token(i) if self.tokenizer else str(i) for i in ids]
-        hidden, states, attentions = self.transformer(training=False, trace=True, **inputs)
+        with _no_gradient():
+            hidden, states, attentions = self.transformer(training=False, trace=True, **inputs)
+            logits = self.transformer.embedding.logits(hidden)
         convert = ops.convert_to_numpy
-        logits = convert(self.transformer.embedding.logits(hidden))
-        return Trace(tokens, [convert(a) for a in attentions], [convert(s) for s in states], logits)
+        return Trace(tokens, [convert(a) for a in attentions], [convert(s) for s in states], convert(logits))
 
     @property
     def engine(self):
@@ -142,3 +145,12 @@ class CausalLM(LanguageModel):
         from kerasllm.generation.text import generate
 
         return generate(self, prompts, max_new_tokens, **options)
+
+
+def _no_gradient():
+    """PyTorch alone records what it computes outside of training, unless told not to."""
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()

@@ -17,6 +17,10 @@ def causal_data(model, x, y=None, sample_weight=None, batch_size=32, shuffle=Fal
     if isinstance(x, TokenDataset):
         _check_shards(model, x.shards)
         return x
+    if isinstance(x, ArrayDataset):
+        ids = x.parts[0]
+        model.check_token_ids(ids["token_ids"] if isinstance(ids, dict) else ids)
+        model.check_token_ids(x.parts[1])
     if isinstance(x, CountedDataset):
         return x
     if isinstance(x, keras.utils.PyDataset):
@@ -64,9 +68,7 @@ def model_inputs(model, x) -> dict[str, np.ndarray]:
         x = [model.tokenizer.encode(text) for text in ([x] if isinstance(x, str) else x)]
     if isinstance(x, list | tuple):
         if len(x) == 0 or any(np.size(row) == 0 for row in x):
-            raise ValueError(
-                "There is nothing to read: an empty list or an empty text. Give at least one token."
-            )
+            raise ValueError("There is nothing to read: an empty list or an empty text. Give at least one token.")
         rows = [np.asarray(row) for row in x]
         if any(row.ndim != 1 for row in rows):
             raise ValueError(
@@ -120,9 +122,7 @@ def split_rows(arrays, fraction: float):
         def cut(a):
             return None if a is None else a[rows]
 
-        return tuple(
-            cut(a) if isinstance(a, list | None) else keras.tree.map_structure(cut, a) for a in arrays
-        )
+        return tuple(cut(a) if isinstance(a, list | None) else keras.tree.map_structure(cut, a) for a in arrays)
 
     return part(slice(0, stop)), part(slice(stop, None))
 

@@ -40,7 +40,11 @@ class LanguageModel(keras.Model):
         self._default_loss = False
         self._static_batch = None
         # Bytes that a token stands for, which bits per byte are counted with.
-        self._token_bytes = None if tokenizer is None else np.asarray(self.tokenizer.byte_lengths, "float32")
+        self._token_bytes = None
+        if tokenizer is not None:
+            # The vocabulary may be padded beyond the tokenizer's, to a size that the hardware likes.
+            padding = self.config.vocabulary_size - self.tokenizer.vocabulary_size
+            self._token_bytes = np.pad(np.asarray(self.tokenizer.byte_lengths, "float32"), (0, padding))
 
     # Forward -------------------------------------------------------------------------------------------------
 
@@ -66,6 +70,14 @@ class LanguageModel(keras.Model):
         ids = inputs["token_ids"]
         if _is_concrete(ids):
             self.check_token_ids(ops.convert_to_numpy(ids))
+        positions = inputs.get("positions")
+        if positions is not None and _is_concrete(positions):
+            largest = int(ops.convert_to_numpy(positions).max())
+            if largest >= self.config.max_sequence_length:
+                raise ValueError(
+                    f"Position out of range: {largest}. The model's max_sequence_length is "
+                    f"{self.config.max_sequence_length}."
+                )
 
     def check_token_ids(self, ids) -> None:
         """Raises a ValueError that names the first id outside [0, vocabulary_size), or a type that is no id."""

@@ -81,9 +81,9 @@ class Transformer(keras.layers.Layer):
             )
         causal = False
         if attention_mask is None:
-            explicit = trace or (bool(training) and self.config.attention_dropout > 0)
-            attention_mask, causal = self._mask(length, padding_mask, document_ids, explicit)
-        arguments = {"attention_mask": attention_mask, "causal": causal, "rotary": self._rotary_of(positions, length)}
+            attention_mask, causal = self._mask(length, padding_mask, document_ids)
+        arguments = {"attention_mask": attention_mask, "causal": causal}
+        arguments["rotary"] = self._rotary_of(positions, length)
 
         x = inner(self.embedding, token_ids, positions, training=training)
         hidden_states, attentions, new_cache = [x], [], []
@@ -107,7 +107,7 @@ class Transformer(keras.layers.Layer):
     def compute_output_shape(self, token_ids_shape):
         return (*token_ids_shape, self.config.hidden_dim)
 
-    def _mask(self, length, padding_mask, document_ids, explicit):
+    def _mask(self, length, padding_mask, document_ids):
         """(mask, causal): no mask at all where "causal" says it, which lets the fastest kernels run."""
         c = self.config
         parts = []
@@ -117,7 +117,7 @@ class Transformer(keras.layers.Layer):
             parts.append(document_ids[:, None, :, None] == document_ids[:, None, None, :])
         window = c.sliding_window if c.causal else None
         if c.causal:
-            if not parts and window is None and not explicit:
+            if not parts and window is None:
                 return None, True
             parts.append(causal_mask(length, length, window))
         if not parts:

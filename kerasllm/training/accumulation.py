@@ -24,9 +24,7 @@ class _TokenWeighted:
         tokens = ops.cast(self.batch_tokens, "float32")
         so_far = self._accumulated_tokens + tokens
         self._mean_tokens = so_far / self.gradient_accumulation_steps
-        super().apply(
-            [None if g is None else g * ops.cast(tokens, g.dtype) for g in grads], trainable_variables
-        )
+        super().apply([None if g is None else g * ops.cast(tokens, g.dtype) for g in grads], trainable_variables)
         # `_iterations` counts micro-batches; the public `iterations` counts updates.
         updated = self._iterations % self.gradient_accumulation_steps == 0
         # `_iterations` counts micro-batches, the public `iterations` updates.
@@ -42,9 +40,7 @@ def token_weighted(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Op
     if not optimizer.gradient_accumulation_steps or isinstance(optimizer, _TokenWeighted):
         return optimizer
     if optimizer.built:
-        raise ValueError(
-            f"The optimizer {optimizer.name!r} has been used already; make a new one to accumulate."
-        )
+        raise ValueError(f"The optimizer {optimizer.name!r} has been used already; make a new one to accumulate.")
     cls = type(optimizer)
     # The object itself changes class, so that what was set on it (decay exclusions, say) stays.
     optimizer.__class__ = type(cls.__name__, (_TokenWeighted, cls), {"__module__": cls.__module__})

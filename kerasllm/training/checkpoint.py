@@ -168,9 +168,7 @@ class Checkpoint(keras.callbacks.Callback):
         data = self.model.train_data
         steps_per_epoch = data.steps_per_epoch if isinstance(data, CountedDataset) else 0
         global_step = epoch * steps_per_epoch + step if steps_per_epoch else epoch
-        arrays = {
-            f"{group}/{i:05d}": _array(v) for group, vs in self._groups().items() for i, v in enumerate(vs)
-        }
+        arrays = {f"{group}/{i:05d}": _array(v) for group, vs in self._groups().items() for i, v in enumerate(vs)}
         if not all(np.isfinite(a).all() for name, a in arrays.items() if name.startswith("trainable/")):
             return  # Never replace a good checkpoint by a bad one.
         callbacks, best_weights = self._callback_states()
@@ -199,10 +197,7 @@ class Checkpoint(keras.callbacks.Callback):
         data = self.model.train_data
         if not isinstance(data, CountedDataset):
             return {}
-        return {
-            name: getattr(data, name)
-            for name in ("num_rows", "batch_size", "seed", "shuffle", "steps_per_epoch")
-        }
+        return {name: getattr(data, name) for name in ("num_rows", "batch_size", "seed", "shuffle", "steps_per_epoch")}
 
     def _others(self):
         return [c for c in self.model.fit_callbacks if c is not self]
@@ -310,9 +305,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], state: dict) -> None:
     except OSError as error:
         before = latest(path.parent)
         kept = f"The one before it, {before.name}, is whole." if before else "There is none before it."
-        raise OSError(
-            error.errno, f"Could not write checkpoint {path.name}: {error.strerror}. {kept}"
-        ) from error
+        raise OSError(error.errno, f"Could not write checkpoint {path.name}: {error.strerror}. {kept}") from error
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:

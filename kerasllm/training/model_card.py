@@ -70,9 +70,7 @@ def model_card(recipe: Recipe, model, output: Path, mfu_denominator: str | None 
             f"{config.vocabulary_size} ({model.tokenizer.kind} tokenizer). Trained from random weights."
         ),
         prompt=(recipe.training.sample_prompt or "").strip() or "The",
-        figures="\n".join(
-            f"| {name} | {value} |" for name, value in _figures(recipe, output, mfu_denominator)
-        ),
+        figures="\n".join(f"| {name} | {value} |" for name, value in _figures(recipe, output, mfu_denominator)),
         data=(f"`{source}`; {recipe.data.validation_fraction:.0%} of it, the end, was kept for validation."),
         recipe=recipe.to_yaml(),
     )

@@ -139,9 +139,7 @@ class Recipe:
                 f"Received: warmup_steps={training.warmup_steps}, steps={training.steps}"
             )
         if training.early_stopping and not self.data.validation_fraction:
-            raise ValueError(
-                "`training.early_stopping` needs validation text: `data.validation_fraction` is 0."
-            )
+            raise ValueError("`training.early_stopping` needs validation text: `data.validation_fraction` is 0.")
         # Any vocabulary size will do to find out whether the rest of the model makes sense.
         self.config(self.tokenizer.vocabulary_size or 256)
 

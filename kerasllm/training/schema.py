@@ -29,9 +29,7 @@ def build(cls: type, values: Any, prefix: str = "") -> Any:
     arguments = {}
     for key, value in values.items():
         if key not in fields:
-            raise ValueError(
-                f"Unknown recipe key {prefix + str(key)!r}.{near(key, fields)} Keys: {', '.join(fields)}"
-            )
+            raise ValueError(f"Unknown recipe key {prefix + str(key)!r}.{near(key, fields)} Keys: {', '.join(fields)}")
         if dataclasses.is_dataclass(hints[key]):
             arguments[key] = build(hints[key], value, f"{prefix}{key}.")
         else:
@@ -57,9 +55,7 @@ def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
     if below is not None and not value < below:
         raise ValueError(f"`{key}` must be below {below}. Received: {value!r}")
     if choices and value not in choices:
-        raise ValueError(
-            f"`{key}` must be one of {', '.join(choices)}.{near(value, choices)} Received: {value!r}"
-        )
+        raise ValueError(f"`{key}` must be one of {', '.join(choices)}.{near(value, choices)} Received: {value!r}")
     return value
 
 

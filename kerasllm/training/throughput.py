@@ -60,9 +60,7 @@ class Throughput(Watcher):
     def __init__(self, peak_flops: float | str | None = None):
         super().__init__()
         if not (peak_flops in (None, "measure") or (isinstance(peak_flops, int | float) and peak_flops > 0)):
-            raise ValueError(
-                f"`peak_flops` must be a positive number, 'measure' or None. Received: {peak_flops!r}"
-            )
+            raise ValueError(f"`peak_flops` must be a positive number, 'measure' or None. Received: {peak_flops!r}")
         self.peak_flops = peak_flops
         self.mfu_denominator: str | None = None
         self._seconds_before = 0.0

@@ -117,9 +117,7 @@ def test_shuffled_documents_are_the_same_rows():
 def test_ranks_together_see_the_batches_of_one(ranks, shuffle, epoch):
     options = {"sequence_length": 4, "batch_size": 6, "shuffle": shuffle, "epoch": epoch}
     whole = TokenDataset(counting_shards(103), **options)
-    shares = [
-        TokenDataset(counting_shards(103), rank=rank, num_ranks=ranks, **options) for rank in range(ranks)
-    ]
+    shares = [TokenDataset(counting_shards(103), rank=rank, num_ranks=ranks, **options) for rank in range(ranks)]
     assert {len(share) for share in shares} == {len(whole)}
     for batch, *parts in zip(whole, *shares, strict=True):
         assert np.array_equal(np.concatenate([part[1] for part in parts]), batch[1])
@@ -209,9 +207,7 @@ def fit(model, dataset, **options):
     validation = TokenDataset(counting_shards(40), 8, 2, shuffle=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # "Your input ran out of data"
-        history = model.fit(
-            dataset, validation_data=validation, epochs=3, shuffle=False, callbacks=[steps], **options
-        )
+        history = model.fit(dataset, validation_data=validation, epochs=3, shuffle=False, callbacks=[steps], **options)
     return history.history, steps
 
 

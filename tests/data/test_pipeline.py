@@ -91,9 +91,7 @@ def test_large_files_go_to_the_cache_by_themselves(tmp_path, monkeypatch):
 
 def test_columns(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"body": TEXT}) + "\n")
-    train, _ = from_text(
-        tmp_path / "a.jsonl", BYTES, sequence_length=16, column="body", validation_fraction=0
-    )
+    train, _ = from_text(tmp_path / "a.jsonl", BYTES, sequence_length=16, column="body", validation_fraction=0)
     assert len(train.shards) == len(TEXT) + 1
 
 

@@ -41,9 +41,7 @@ def test_shards_hold_every_token_and_document_start(shard_tokens, tmp_path):
     for shards in (built, open_shards(tmp_path / "shards"), tokenize(DOCUMENTS, BYTES)):
         assert shards.read(0, len(shards)).tolist() == expected_tokens()
         assert shards.document_offsets.tolist() == expected_offsets()
-        assert shards.bytes_per_token == sum(len(text.encode()) for text in DOCUMENTS) / len(
-            expected_tokens()
-        )
+        assert shards.bytes_per_token == sum(len(text.encode()) for text in DOCUMENTS) / len(expected_tokens())
         assert shards.tokenizer_fingerprint == BYTES.fingerprint
     sizes = [path.stat().st_size for path in sorted((tmp_path / "shards").glob("*.bin"))]
     assert sum(sizes) == 2 * len(expected_tokens()) and set(sizes[:-1]) <= {2 * shard_tokens}
@@ -202,9 +200,7 @@ def test_read_and_slice_are_those_of_one_list(documents, cuts, data):
     offsets = np.cumsum([0, *[len(document) for document in documents if document]])[:-1]
     arrays = np.split(np.array(tokens, np.uint16), sorted(min(cut, len(tokens)) for cut in cuts))
     shards = TokenShards(arrays, offsets)
-    assert TokenShards.from_arrays(documents).document_offsets.tolist() == (
-        offsets.tolist() if tokens else []
-    )
+    assert TokenShards.from_arrays(documents).document_offsets.tolist() == (offsets.tolist() if tokens else [])
     start = data.draw(st.integers(0, len(tokens)))
     stop = data.draw(st.integers(start, len(tokens)))
     assert shards.read(start, stop).tolist() == tokens[start:stop]

@@ -138,9 +138,7 @@ def test_binary_files_are_named_with_the_offset(position, tmp_path, monkeypatch)
     path = tmp_path / "binary.txt"
     text = b"\xc3\xa9" * 200_000
     path.write_bytes(text[:position] + b"\0" + text[position:])
-    with pytest.raises(
-        ValueError, match=rf"binary\.txt is not a text file.* NUL byte at offset {position}\."
-    ):
+    with pytest.raises(ValueError, match=rf"binary\.txt is not a text file.* NUL byte at offset {position}\."):
         list(read_texts(path))
     position += position % 2
     path.write_bytes(text[:position] + b"\xff" + text[position:])
@@ -163,9 +161,7 @@ def test_broken_rows(tmp_path):
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 has no column 'text'. It has: body"):
         list(read_texts(path))
     path.write_text('{"text": 7}\n')
-    with pytest.raises(
-        ValueError, match=r"line 1: the column 'text' must hold text. Received: 7 of type int"
-    ):
+    with pytest.raises(ValueError, match=r"line 1: the column 'text' must hold text. Received: 7 of type int"):
         list(read_texts(path))
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 no")
     pytest.importorskip("pyarrow")

@@ -90,9 +90,7 @@ def test_the_first_sampled_token_follows_the_model(model):
     likely = np.argsort(-logits)[:3]
     seen = set()
     for seed in range(8):
-        answers = model.generate(
-            batch, max_new_tokens=1, sampler="top_k", top_k=3, seed=seed, strip_prompt=True
-        )
+        answers = model.generate(batch, max_new_tokens=1, sampler="top_k", top_k=3, seed=seed, strip_prompt=True)
         assert len({a[0] for a in answers}) == 1  # the same request, the same answer
         seen.add(answers[0][0])
     assert seen <= set(likely.tolist()) and len(seen) > 1
@@ -184,9 +182,7 @@ def test_lengths_and_settings_do_not_compile_anew(monkeypatch):
     assert len(runs) == 3  # decode with sampling
     for prompt in PROMPTS:
         for seed in (1, 2):
-            model.generate(
-                prompt, max_new_tokens=4 + seed, sampler="top_k", top_k=seed, temperature=0.5, seed=seed
-            )
+            model.generate(prompt, max_new_tokens=4 + seed, sampler="top_k", top_k=seed, temperature=0.5, seed=seed)
             model.generate(prompt, max_new_tokens=2 + seed)
     assert len(runs) == 3
     model.generate(PROMPTS, max_new_tokens=2)  # another number of slots

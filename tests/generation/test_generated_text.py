@@ -118,9 +118,7 @@ def test_text_for_text_and_lists_for_lists(model):
         model.tokenizer.encode("to be"), max_new_tokens=12, sampler="temperature", seed=1, stop_token_ids=[]
     )
     assert model.tokenizer.decode(ids).rstrip("\ufffd") == one
-    stream = model.generate(
-        "to be", max_new_tokens=12, sampler="temperature", seed=1, stop_token_ids=[], stream=True
-    )
+    stream = model.generate("to be", max_new_tokens=12, sampler="temperature", seed=1, stop_token_ids=[], stream=True)
     assert "to be" + "".join(stream) == one
 
 

@@ -21,9 +21,7 @@ def draw(logits, uniforms=None, temperature=1.0, top_k=0, top_p=1.0):
         np.full(rows, top_p, "float32"),
         np.array(uniforms, "float32"),
     )
-    tensors = (
-        ops.convert_to_tensor(x) for x in (np.broadcast_to(logits, (rows, len(logits))).copy(), *settings)
-    )
+    tensors = (ops.convert_to_tensor(x) for x in (np.broadcast_to(logits, (rows, len(logits))).copy(), *settings))
     return ops.convert_to_numpy(sample(*tensors))
 
 
@@ -86,8 +84,7 @@ def test_rows_have_their_own_settings():
     logits = ops.convert_to_tensor(np.stack([LOGITS] * 3))
     settings = ([0.0, 1.0, 1.0], [0, 1, 0], [1.0, 1.0, 1e-6], [0.99, 0.99, 0.99])
     tensors = (
-        ops.convert_to_tensor(np.array(s, t))
-        for s, t in zip(settings, ("float32", "int32", "float32", "float32"))
+        ops.convert_to_tensor(np.array(s, t)) for s, t in zip(settings, ("float32", "int32", "float32", "float32"))
     )
     assert ops.convert_to_numpy(sample(logits, *tensors)).tolist() == [0, 0, 0]
 

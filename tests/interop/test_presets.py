@@ -140,9 +140,7 @@ def test_a_full_disk_leaves_the_earlier_files(saved, tokenizer, monkeypatch, aft
 
     monkeypatch.setattr(safetensors.numpy, "save_file", counting(safetensors.numpy.save_file))
     monkeypatch.setattr(Path, "write_text", counting(Path.write_text))
-    monkeypatch.setattr(
-        "kerasllm.tokenizers._replace_file", counting(lambda path, text: path.write_bytes(b""))
-    )
+    monkeypatch.setattr("kerasllm.tokenizers._replace_file", counting(lambda path, text: path.write_bytes(b"")))
     with pytest.raises(OSError, match="No space left"):
         model.save_to_preset(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
@@ -282,9 +280,7 @@ class TestRefused:
         self.refused(saved, r"'transformer\.ln_f\.bias'.*\(15,\).*\(16,\)")
 
     def test_a_transposed_tensor(self, saved):
-        edit_weights(
-            saved, lambda w: {n: np.ascontiguousarray(v.T) if "c_fc.weight" in n else v for n, v in w.items()}
-        )
+        edit_weights(saved, lambda w: {n: np.ascontiguousarray(v.T) if "c_fc.weight" in n else v for n, v in w.items()})
         self.refused(saved, r"c_fc\.weight.*\(64, 16\).*\(16, 64\)")
 
     def test_weights_that_are_no_numbers_of_ours(self, saved):
@@ -313,9 +309,7 @@ def test_a_keras_file_is_never_opened(saved, monkeypatch):
 def test_code_in_a_directory_is_not_run(saved, tmp_path):
     flag = tmp_path / "ran"
     (saved / "modeling.py").write_text(f"open({str(flag)!r}, 'w')")
-    edit_json(
-        saved / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"}, trust_remote_code=True
-    )
+    edit_json(saved / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"}, trust_remote_code=True)
     edit_json(saved / "tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling.Evil", None]})
     CausalLM.from_preset(saved)
     assert not flag.exists()

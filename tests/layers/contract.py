@@ -74,8 +74,6 @@ def _check_saving(model, inputs, expected, tmp_path):
 
 def _check_fit(model, inputs, expected):
     targets = np.roll(expected, 1, axis=-1)
-    model.compile(
-        optimizer=keras.optimizers.Adam(1e-2), loss="mse", jit_compile=keras.backend.backend() == "jax"
-    )
+    model.compile(optimizer=keras.optimizers.Adam(1e-2), loss="mse", jit_compile=keras.backend.backend() == "jax")
     losses = model.fit(list(inputs), targets, epochs=5, verbose=0).history["loss"]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]

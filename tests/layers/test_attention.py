@@ -106,9 +106,7 @@ def layer_and_input(**options):
     layer = Attention(**{"num_heads": 4, "head_dim": HEAD, "kernel_initializer": "random_normal", **options})
     x = np.random.default_rng(0).normal(size=(BATCH, LENGTH, DIM)).astype("float32")
     layer(x)
-    layer.set_weights(
-        [np.random.default_rng(i).normal(size=w.shape) * 0.3 for i, w in enumerate(layer.weights)]
-    )
+    layer.set_weights([np.random.default_rng(i).normal(size=w.shape) * 0.3 for i, w in enumerate(layer.weights)])
     return layer, x
 
 
@@ -150,9 +148,7 @@ def test_dropout_that_is_not_training_takes_the_fused_path(monkeypatch):
         raise AssertionError("the explicit path was taken")
 
     monkeypatch.setattr("kerasllm.layers.attention.explicit_attention", refuse)
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer(x, causal=True, training=False)), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(ops.convert_to_numpy(layer(x, causal=True, training=False)), expected, atol=1e-5)
     np.testing.assert_allclose(ops.convert_to_numpy(layer(x, causal=True)), expected, atol=1e-5)
     with pytest.raises(AssertionError, match="explicit path"):
         layer(x, attention_mask=mask, training=True)

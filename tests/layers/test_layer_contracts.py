@@ -75,9 +75,7 @@ def test_cross_attention(tmp_path):
     ids=["plain", "gated"],
 )
 def test_feed_forward(options, tmp_path):
-    check_layer(
-        lambda dtype: FeedForward(24, **options, dtype=dtype), [vectors()], (BATCH, LENGTH, DIM), tmp_path
-    )
+    check_layer(lambda dtype: FeedForward(24, **options, dtype=dtype), [vectors()], (BATCH, LENGTH, DIM), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +99,7 @@ def test_token_embedding(changes, tmp_path):
     def there_and_back(layer, ids):
         return layer.logits(layer(ids))
 
-    check_layer(
-        lambda dtype: TokenEmbedding(config, dtype=dtype), [token_ids()], (BATCH, LENGTH, DIM), tmp_path
-    )
+    check_layer(lambda dtype: TokenEmbedding(config, dtype=dtype), [token_ids()], (BATCH, LENGTH, DIM), tmp_path)
     layer = TokenEmbedding(config)
     assert tuple(there_and_back(layer, token_ids()).shape) == (BATCH, LENGTH, 11)
     assert tuple(layer.head_kernel().shape) == (DIM, 11)

@@ -14,9 +14,7 @@ def make_model(tokenizer=None, dtype=None, **changes):
     keras.utils.set_random_seed(0)
     vocabulary = tokenizer.vocabulary_size if tokenizer else VOCABULARY
     sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "initializer_range": 0.1}
-    return CausalLM(
-        TransformerConfig(vocabulary, LENGTH, **sizes, **changes), tokenizer=tokenizer, dtype=dtype
-    )
+    return CausalLM(TransformerConfig(vocabulary, LENGTH, **sizes, **changes), tokenizer=tokenizer, dtype=dtype)
 
 
 def compile_model(model, **options):
@@ -33,9 +31,7 @@ def logits(model):
 
 
 def test_a_saved_model_is_the_same_and_trains_on(tmp_path):
-    model = compile_model(
-        make_model(norm="rms_norm", positions="rotary"), optimizer=keras.optimizers.Adam(1e-2)
-    )
+    model = compile_model(make_model(norm="rms_norm", positions="rotary"), optimizer=keras.optimizers.Adam(1e-2))
     model.fit(rows(), batch_size=4, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -65,9 +61,7 @@ def test_accumulation_survives_saving(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.optimizer.gradient_accumulation_steps == 2
-    histories = [
-        m.fit(rows(), batch_size=2, shuffle=False, verbose=0).history["loss"] for m in (model, loaded)
-    ]
+    histories = [m.fit(rows(), batch_size=2, shuffle=False, verbose=0).history["loss"] for m in (model, loaded)]
     assert histories[0] == pytest.approx(histories[1], rel=1e-5)
     np.testing.assert_allclose(logits(loaded), logits(model), atol=1e-6)
 
@@ -132,9 +126,7 @@ def test_generate_and_score_within_a_callback():
 
     class Look(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            seen.append(
-                (self.model.score([[1, 2, 3]])[0].sum(), self.model.generate([1, 2], max_new_tokens=3))
-            )
+            seen.append((self.model.score([[1, 2, 3]])[0].sum(), self.model.generate([1, 2], max_new_tokens=3)))
 
     model.fit(rows(), batch_size=8, epochs=2, callbacks=[Look()], verbose=0)
     assert seen[0][0] != seen[1][0]

@@ -211,9 +211,7 @@ def test_validation_split_takes_the_last_rows(kind, tokenizer):
 def test_batches_of_other_sizes_may_follow():
     model = make_model()
     data = rows(12)
-    losses = [
-        model.evaluate(data, batch_size=size, verbose=0, return_dict=True)["loss"] for size in (4, 6, 5)
-    ]
+    losses = [model.evaluate(data, batch_size=size, verbose=0, return_dict=True)["loss"] for size in (4, 6, 5)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
     for size in (4, 6):
         model.fit(data, batch_size=size, validation_data=data[:4], verbose=0)
@@ -293,9 +291,7 @@ def bad_ids(value):
 def test_fit_names_an_id_out_of_range(kind, value, fresh):
     model = fresh
     arguments, options = as_kind(kind, bad_ids(value))
-    options |= {"py_dataset": {}, "tf_data": {}, "generator": {"steps_per_epoch": 2}}.get(
-        kind, {"batch_size": 4}
-    )
+    options |= {"py_dataset": {}, "tf_data": {}, "generator": {"steps_per_epoch": 2}}.get(kind, {"batch_size": 4})
     error = ValueError
     if kind == "tf_data":
         import tensorflow as tf

@@ -108,7 +108,7 @@ def test_a_tampered_checkpoint_is_refused(tmp_path):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged.*hash differs"):
+    with pytest.raises(ValueError, match=r"is damaged.*hash differs"):
         small_fit(tmp_path, epochs=2, resume=True)
 
 

@@ -190,9 +190,7 @@ def test_nan_ends_the_run_and_keeps_the_checkpoints(text, tmp_path):
     with pytest.raises(FloatingPointError, match=r"Training stopped at step \d: `loss` became"):
         train(recipe(text, learning_rate=1e30, warmup_steps=0), tmp_path / "run")
     for checkpoint in (tmp_path / "run/checkpoints").glob("step-*"):
-        assert np.isfinite(
-            json.loads((checkpoint / "state.json").read_text())["history"].get("loss", [])
-        ).all()
+        assert np.isfinite(json.loads((checkpoint / "state.json").read_text())["history"].get("loss", [])).all()
     assert not (tmp_path / "run/model.safetensors").exists()
 
 
