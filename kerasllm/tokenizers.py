@@ -14,6 +14,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from kerasllm.files import written_aside
+
 KINDS = ("char", "byte", "bpe", "wordpiece", "unigram")
 DEFAULT_VOCABULARY_SIZE = 2048
 DEFAULT_SPECIAL_TOKENS = {
@@ -153,8 +155,10 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config = {**config, **self._config, **self._roles}
-        _replace_file(directory / "tokenizer.json", self._tokenizer.to_str(pretty=True))
-        _replace_file(directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        with written_aside(directory / "tokenizer.json") as path:
+            path.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        with written_aside(directory / "tokenizer_config.json") as path:
+            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def encode(
         self, text: str | Sequence[str], add_special_tokens: bool = False, parse_special: bool = True
@@ -487,17 +491,3 @@ def _read_json(path: Path) -> dict:
     if not isinstance(contents, dict):
         raise ValueError(f"{path} is damaged: expected a JSON object, found a {type(contents).__name__}")
     return contents
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from kerasllm.generation.engine import Engine, Request
+from kerasllm.generation.engine import Request
 from kerasllm.generation.sampling import Sampler
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -196,6 +196,3 @@ def _overlap(text: str, string: str) -> int:
         if text.endswith(string[:size]):
             return size
     return 0
-
-
-__all__ = ["Engine", "generate"]

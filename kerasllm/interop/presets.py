@@ -5,6 +5,7 @@ Reading executes nothing: JSON and safetensors only, sizes and shapes checked be
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import keras
@@ -75,6 +76,7 @@ def save_to_preset(model, directory) -> None:
         **family.to_hf(model.config),
     }
     # All files are written and on the disk before the first takes its place: what can fail comes first.
+    shutil.rmtree(directory / ".preset", ignore_errors=True)  # What a killed save may have left.
     with written_aside(directory / ".preset") as aside:
         aside.mkdir(parents=True)
         safetensors.numpy.save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})

@@ -89,5 +89,4 @@ def _explicit_output(query, key, value, mask, causal, scale):
     return explicit_attention(query, key, value, mask, scale=scale)[0]
 
 
-_FUSED = {"torch": _torch_attention, "jax": _jax_attention}
-_FUSED |= dict.fromkeys(("tensorflow", "numpy", "openvino"), _explicit_output)
+_FUSED = {"torch": _torch_attention, "jax": _jax_attention, "tensorflow": _explicit_output}

@@ -140,10 +140,17 @@ def test_a_full_disk_leaves_the_earlier_files(saved, tokenizer, monkeypatch, aft
 
     monkeypatch.setattr(safetensors.numpy, "save_file", counting(safetensors.numpy.save_file))
     monkeypatch.setattr(Path, "write_text", counting(Path.write_text))
-    monkeypatch.setattr("kerasllm.tokenizers._replace_file", counting(lambda path, text: path.write_bytes(b"")))
     with pytest.raises(OSError, match="No space left"):
         model.save_to_preset(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_what_a_killed_save_left_is_no_obstacle(saved, tokenizer):
+    (saved / ".preset").mkdir()
+    (saved / ".preset" / "model.safetensors").write_bytes(b"half")
+    make_model(tokenizer).save_to_preset(saved)
+    assert not (saved / ".preset").exists()
+    CausalLM.from_preset(saved)
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
