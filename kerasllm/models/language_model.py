@@ -117,6 +117,18 @@ class LanguageModel(keras.Model):
             jit_compile = not kwargs.get("run_eagerly", False)
         super().compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile, **kwargs)
 
+    def _prepare_torch_compile(self):
+        """Forward, gradients and update as one graph; and what Keras would note down in the first step, which
+        would make the second compile again."""
+        import torch
+
+        if hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            torch._dynamo.config.trace_autograd_ops = True
+        with torch.no_grad():
+            self(np.zeros((1, 1), "int32"))
+        for variable in self.trainable_variables:
+            self.optimizer._use_weight_decay(variable)
+
     def compile_from_config(self, config):
         # Keras warns that it cannot know how to call an overridden `compile`; this one takes the same arguments.
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -130,9 +142,25 @@ class LanguageModel(keras.Model):
         if self._default_loss:
             self._tell_optimizer_tokens(data)
         self._stage.now = "loss" if self._default_loss else "logits"
-        result = super().train_step(*state, data)
+        step = self._torch_step if keras.backend.backend() == "torch" else super().train_step
+        result = step(*state, data)
         self._stage.now = None
         return result
+
+    def _torch_step(self, data):
+        """Keras's step, but for `grad` in place of `backward`: torch.compile makes one graph of all of it."""
+        import torch
+
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = self(x, training=True)
+        loss = self._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+        self._loss_tracker.update_state(loss, sample_weight=keras.tree.flatten(x)[0].shape[0])
+        loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables[:]
+        gradients = torch.autograd.grad(loss, [v.value for v in variables], allow_unused=True)
+        with torch.no_grad():
+            self.optimizer.apply(gradients, variables)
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def test_step(self, *arguments):
         *state, data = arguments
@@ -218,6 +246,8 @@ class LanguageModel(keras.Model):
         if self.optimizer is not None and not self.optimizer.built:
             # Else TensorFlow compiles the step twice: once with the optimizer's variables being made, once without.
             self.optimizer.build(self.trainable_variables)
+        if self.optimizer is not None and self.jit_compile and keras.backend.backend() == "torch":
+            self._prepare_torch_compile()
         callbacks = kwargs.get("callbacks") or []
         self.fit_callbacks = callbacks if isinstance(callbacks, list | tuple) else callbacks.callbacks
         self._stage.now = None  # An earlier step may have failed half-way.
