@@ -8,8 +8,10 @@ import dataclasses
 import difflib
 from typing import Any
 
+from kerasllm.named_sizes import NAMED_SIZES
+
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu")
-POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+POSITIONS = ("learned", "sinusoidal", "rotary", "relative", "none")
 NORMS = ("layer_norm", "rms_norm")
 NORM_POSITIONS = ("pre", "post")
 
@@ -26,7 +28,9 @@ class TransformerConfig:
     Args:
         vocabulary_size: number of token ids.
         max_sequence_length: longest sequence the model reads, in tokens.
-        num_layers: number of blocks.
+        num_layers: number of blocks; of the decoder, if there is an encoder.
+        num_encoder_layers: blocks of an encoder, which reads a source that every decoder block attends to; 0 for
+            a model of one stack.
         num_heads: query heads of each attention.
         hidden_dim: width of the residual stream.
         intermediate_dim: width inside the feed-forward; 4 × `hidden_dim` when left out.
@@ -34,8 +38,15 @@ class TransformerConfig:
             (Ainslie et al., 2023), 1 is multi-query (Shazeer, 2019).
         head_dim: size of a head; `hidden_dim // num_heads` when left out.
         causal: whether a token sees only itself and what came before.
-        positions: "learned", "sinusoidal" (Vaswani et al., 2017), "rotary" (Su et al., 2021) or "none".
+        positions: "learned", "sinusoidal" (Vaswani et al., 2017), "rotary" (Su et al., 2021), "relative" (a bias
+            on attention scores by distance, shared by all blocks of a stack; Raffel et al., 2019) or "none".
         rope_theta: base of the rotary frequencies.
+        rope_scaling: how rotary frequencies are stretched to longer texts: `None`, `{"type": "linear", "factor": f}`
+            or Llama 3's `{"type": "llama3", "factor", "low_freq_factor", "high_freq_factor",
+            "original_max_sequence_length"}`.
+        relative_buckets, relative_max_distance: distances that "relative" tells apart; beyond the largest, none.
+        num_segments: kinds of segments that tokens are marked with (BERT's sentence A and B); 0 for none.
+        embedding_norm: whether embeddings are normalized before the first block (BERT).
         sliding_window: a token sees at most this many tokens, itself included; `None` for all.
         norm: "layer_norm" or "rms_norm".
         norm_position: "pre" (GPT-2, with a final norm) or "post" (the 2017 Transformer, BERT).
@@ -45,6 +56,9 @@ class TransformerConfig:
         use_bias: whether projections and layer norms have biases.
         tie_embeddings: whether the output projection is the token embedding.
         scale_embeddings: whether token embeddings are multiplied by √`hidden_dim` (2017).
+        scale_logits: whether the last hidden states are divided by √`hidden_dim` before the head (T5 1.0).
+        attention_scale: what attention scores are multiplied by; 1 / √`head_dim` when left out, 1.0 for T5.
+        pooler: whether the first token's state goes through a tanh layer of its own, for classification (BERT).
         dropout: rate on embeddings and on each residual branch.
         attention_dropout: rate on attention weights.
         initializer_range: standard deviation of the initial weights.
@@ -70,6 +84,11 @@ class TransformerConfig:
     causal: bool = True
     positions: str = "learned"
     rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    num_segments: int = 0
+    embedding_norm: bool = False
     sliding_window: int | None = None
     norm: str = "layer_norm"
     norm_position: str = "pre"
@@ -79,6 +98,10 @@ class TransformerConfig:
     use_bias: bool = True
     tie_embeddings: bool = True
     scale_embeddings: bool = False
+    scale_logits: bool = False
+    attention_scale: float | None = None
+    pooler: bool = False
+    num_encoder_layers: int = 0
     dropout: float = 0.0
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
@@ -102,6 +125,20 @@ class TransformerConfig:
             )
         if self.sliding_window is not None:
             self._check_size("sliding_window")
+        self._check_size("num_encoder_layers", MAX_LAYERS, least=0)
+        self._check_size("num_segments", least=0)
+        self._check_size("relative_buckets", least=4)
+        self._check_size("relative_max_distance")
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                "`relative_max_distance` must be more than half of `relative_buckets`. Received: "
+                f"relative_max_distance={self.relative_max_distance}, relative_buckets={self.relative_buckets}"
+            )
+        if self.num_encoder_layers and not self.causal:
+            raise ValueError("A decoder that attends to an encoder is causal. Received: causal=False")
+        if self.attention_scale is not None:
+            self._check_number("attention_scale", at_least=0.0, below=1e12)
+        check_rope_scaling(self.rope_scaling)
         for name, choices in (
             ("positions", POSITIONS),
             ("norm", NORMS),
@@ -110,7 +147,8 @@ class TransformerConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={getattr(self, name)!r}")
-        for name in ("causal", "gated", "use_bias", "tie_embeddings", "scale_embeddings"):
+        flags = ("causal", "gated", "use_bias", "tie_embeddings", "scale_embeddings", "scale_logits", "pooler")
+        for name in (*flags, "embedding_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be True or False. Received: {name}={getattr(self, name)!r}")
         for name in ("dropout", "attention_dropout"):
@@ -132,10 +170,10 @@ class TransformerConfig:
             object.__setattr__(self, name, default)
         self._check_size(name)
 
-    def _check_size(self, name: str, largest: int = MAX_SIZE) -> None:
+    def _check_size(self, name: str, largest: int = MAX_SIZE, least: int = 1) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-            raise ValueError(f"`{name}` must be a whole number from 1 to {largest}. Received: {name}={value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= largest:
+            raise ValueError(f"`{name}` must be a whole number from {least} to {largest}. Received: {name}={value!r}")
 
     def _check_number(self, name: str, at_least: float, below: float) -> None:
         value = getattr(self, name)
@@ -187,11 +225,16 @@ class TransformerConfig:
         norm = d * (1 + (bias if self.norm == "layer_norm" else 0))
         attention = d * (q + 2 * kv) + q * d + bias * (q + 2 * kv + d)
         feed_forward = (2 + self.gated) * d * f + bias * ((1 + self.gated) * f + d)
-        blocks = self.num_layers * (attention + feed_forward + 2 * norm)
-        blocks += norm if self.norm_position == "pre" else 0
+        stacks = 2 if self.num_encoder_layers else 1
+        blocks = (self.num_layers + self.num_encoder_layers) * (attention + feed_forward + 2 * norm)
+        blocks += self.num_layers * (attention + norm) * (stacks - 1)
+        blocks += stacks * norm if self.norm_position == "pre" else 0
+        blocks += stacks * self.relative_buckets * self.num_heads if self.positions == "relative" else 0
+        blocks += d * d + d if self.pooler else 0
         if not embeddings:
             return blocks
         tables = self.vocabulary_size * d * (1 if self.tie_embeddings else 2)
+        tables += self.num_segments * d + (norm if self.embedding_norm else 0)
         return blocks + tables + (self.max_sequence_length * d if self.positions == "learned" else 0)
 
     def flops_per_token(self, sequence_length: int | None = None) -> int:
@@ -210,39 +253,33 @@ class TransformerConfig:
         return per_token * self.max_sequence_length * batch_size * bytes_per_value
 
 
+ROPE_SCALINGS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_sequence_length"),
+}
+
+
+def check_rope_scaling(values: Any) -> None:
+    """Raises a ValueError unless `values` is `None` or a complete `rope_scaling`."""
+    if values is None:
+        return
+    kind = values.get("type") if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
+        raise ValueError(
+            f"`rope_scaling` must be null or a mapping whose type is one of {', '.join(ROPE_SCALINGS)}. "
+            f"Received: rope_scaling={values!r}"
+        )
+    if set(values) != {"type", *ROPE_SCALINGS[kind]}:
+        raise ValueError(
+            f"`rope_scaling` of type {kind!r} has the keys {', '.join(ROPE_SCALINGS[kind])}. "
+            f"Received: rope_scaling={values!r}"
+        )
+    for key in ROPE_SCALINGS[kind]:
+        value = values[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+            raise ValueError(f"`rope_scaling[{key!r}]` must be a positive number. Received: {value!r}")
+
+
 def _near(name: str, names) -> str:
     near = difflib.get_close_matches(str(name), list(names), n=3)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-
-
-def _gpt(num_layers: int, hidden_dim: int, num_heads: int, length: int, **more: Any) -> dict[str, Any]:
-    return {
-        "vocabulary_size": 50257,
-        "max_sequence_length": length,
-        "num_layers": num_layers,
-        "num_heads": num_heads,
-        "hidden_dim": hidden_dim,
-        **more,
-    }
-
-
-NAMED_SIZES: dict[str, dict[str, Any]] = {
-    "gpt2_tiny": _gpt(4, 128, 4, 1024),
-    "gpt2_mini": _gpt(6, 384, 6, 1024),
-    # Radford et al. (2019), table 2.
-    "gpt2_small": _gpt(12, 768, 12, 1024),
-    "gpt2_medium": _gpt(24, 1024, 16, 1024),
-    "gpt2_large": _gpt(36, 1280, 20, 1024),
-    "gpt2_xl": _gpt(48, 1600, 25, 1024),
-    # Brown et al. (2020), table 2.1. Two rows of it do not multiply out: "XL" prints 24 heads of 128 for a
-    # width of 2048, where 16 heads give the 1.3B that it claims; "13B" prints a width of 5140 for 40 heads of
-    # 128, kept as printed.
-    "gpt3_small": _gpt(12, 768, 12, 2048),
-    "gpt3_medium": _gpt(24, 1024, 16, 2048),
-    "gpt3_large": _gpt(24, 1536, 16, 2048),
-    "gpt3_xl": _gpt(24, 2048, 16, 2048),
-    "gpt3_2.7b": _gpt(32, 2560, 32, 2048),
-    "gpt3_6.7b": _gpt(32, 4096, 32, 2048),
-    "gpt3_13b": _gpt(40, 5140, 40, 2048, head_dim=128),
-    "gpt3_175b": _gpt(96, 12288, 96, 2048),
-}

@@ -28,9 +28,11 @@ class Attention(keras.layers.Layer):
 
     Call arguments:
         x: (batch, queries, dim).
-        context: (batch, keys, dim), what is attended to; `x` when left out.
+        context: (batch, keys, dim), what is attended to; `x` when left out. Or the (key, value) that
+            `project` made of it, so that a source is projected once for all steps of decoding.
         attention_mask: boolean, True where a query may look; broadcastable to (batch, heads, queries, keys).
         causal: without a mask, a query sees keys up to its own position; the fastest way to say so.
+        bias: added to the scores, (1 or batch, heads, queries, keys); relative positions.
         rotary: (cos, sin) tables of the positions of `x`, or `None`.
         cache: `(key, value)` written so far, each (batch, keys, kv_heads, head_dim).
         update_cache: function (cache, (key, value) of `x`) → the (key, value) to attend to, which is also
@@ -112,16 +114,15 @@ class Attention(keras.layers.Layer):
         context=None,
         attention_mask=None,
         causal=False,
+        bias=None,
         rotary=None,
         cache=None,
         update_cache=None,
         return_weights=False,
         training=None,
     ):
-        source = x if context is None else context
         query = self._split_heads(inner(self.query, x), self.num_heads)
-        key = self._split_heads(inner(self.key, source), self.num_kv_heads)
-        value = self._split_heads(inner(self.value, source), self.num_kv_heads)
+        key, value = context if isinstance(context, tuple) else self.project(x if context is None else context)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if update_cache is not None:
@@ -137,17 +138,23 @@ class Attention(keras.layers.Layer):
                 key,
                 value,
                 attention_mask,
-                scale=self.scale,
+                bias,
+                self.scale,
                 dropout=(lambda w: inner(self.dropout_layer, w, training=True)) if dropping else None,
             )
         else:
-            output = fused_attention(query, key, value, attention_mask, causal, self.scale)
+            output = fused_attention(query, key, value, attention_mask, causal, bias, self.scale)
         batch, length = ops.shape(output)[:2]
         output = ops.reshape(output, (batch, length, self.num_heads * self.head_dim))
         output = inner(self.output_dense, output)
         if update_cache is not None:
             return output, (key, value)
         return (output, weights) if return_weights else output
+
+    def project(self, context):
+        """The (key, value) of a context (batch, keys, dim), each (batch, keys, kv_heads, head_dim)."""
+        heads = self.num_kv_heads
+        return tuple(self._split_heads(inner(layer, context), heads) for layer in (self.key, self.value))
 
     def _split_heads(self, x, heads):
         batch, length = ops.shape(x)[:2]

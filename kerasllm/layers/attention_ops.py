@@ -1,7 +1,8 @@
 """The arithmetic of attention: one explicit form for every backend, and a fused form where the backend has one.
 
 Shapes: query (batch, queries, heads, head_dim); key, value (batch, keys, kv_heads, head_dim);
-mask: boolean, True where a query may look, broadcastable to (batch, heads, queries, keys).
+mask: boolean, True where a query may look, broadcastable to (batch, heads, queries, keys);
+bias: added to the scores, (1 or batch, heads, queries, keys).
 """
 
 import math
@@ -50,20 +51,26 @@ def explicit_attention(query, key, value, mask=None, bias=None, scale=None, drop
     return ops.transpose(output, (0, 2, 1, 3)), weights
 
 
-def fused_attention(query, key, value, mask=None, causal=False, scale=None):
+def fused_attention(query, key, value, mask=None, causal=False, bias=None, scale=None):
     """The same output without keeping the weights, through the backend's own kernel where there is one.
 
     `causal` may be used only without `mask` and for as many queries as keys: it is what lets the flash
     kernels run.
     """
-    return _FUSED[keras.backend.backend()](query, key, value, mask, causal, scale)
+    return _FUSED[keras.backend.backend()](query, key, value, mask, causal, bias, scale)
 
 
-def _torch_attention(query, key, value, mask, causal, scale):
+def _torch_attention(query, key, value, mask, causal, bias, scale):
     import torch.nn.functional as F
 
     # Straight to SDPA: keras.ops copies q, k and v, and turns a boolean mask into a float one.
     grouped = query.shape[2] != key.shape[2]
+    if bias is not None:
+        # SDPA has one argument for both, and takes no `is_causal` beside it.
+        if causal:
+            mask, causal = causal_mask(query.shape[1], key.shape[1]), False
+        bias = bias.to(query.dtype)
+        mask = bias if mask is None else bias.masked_fill(~mask, -1e30 if bias.dtype.itemsize > 2 else -1e4)
     output = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -76,28 +83,29 @@ def _torch_attention(query, key, value, mask, causal, scale):
     return output.transpose(1, 2)
 
 
-def _jax_attention(query, key, value, mask, causal, scale):
+def _jax_attention(query, key, value, mask, causal, bias, scale):
     import jax
 
     half = query.dtype in ("bfloat16", "float16")
-    if mask is None and half and jax.default_backend() == "gpu":
+    if mask is None and bias is None and half and jax.default_backend() == "gpu":
         return jax.nn.dot_product_attention(query, key, value, is_causal=causal, scale=scale, implementation="cudnn")
-    return _explicit_output(query, key, value, mask, causal, scale)
+    return _explicit_output(query, key, value, mask, causal, bias, scale)
 
 
-def _explicit_output(query, key, value, mask, causal, scale):
+def _explicit_output(query, key, value, mask, causal, bias, scale):
     if not causal:
-        return explicit_attention(query, key, value, mask, scale=scale)[0]
+        return explicit_attention(query, key, value, mask, bias, scale)[0]
     # A block of queries looks at no key beyond its own end; with four blocks, 3/8 of the work falls away.
     length = ops.shape(query)[1]
     if not isinstance(length, int):
-        return explicit_attention(query, key, value, causal_mask(length, length), scale=scale)[0]
+        return explicit_attention(query, key, value, causal_mask(length, length), bias, scale)[0]
     size = max(SMALLEST_BLOCK, math.ceil(length / 4))
     outputs = []
     for start in range(0, length, size):
         stop = min(start + size, length)
         block = query[:, start:stop], key[:, :stop], value[:, :stop]
-        outputs.append(explicit_attention(*block, causal_mask(stop - start, stop), scale=scale)[0])
+        part = None if bias is None else bias[:, :, start:stop, :stop]
+        outputs.append(explicit_attention(*block, causal_mask(stop - start, stop), part, scale)[0])
     return outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)
 
 

@@ -7,12 +7,13 @@ from keras import ops
 
 from kerasllm.config import TransformerConfig
 from kerasllm.layers.inner import inner
+from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import sinusoidal_table
 
 
 @keras.saving.register_keras_serializable("kerasllm")
 class TokenEmbedding(keras.layers.Layer):
-    """Token vectors plus, where the config says so, learned or sinusoidal position vectors.
+    """Token vectors plus, where the config says so, position and segment vectors, normalized or not.
 
     Args:
         config: a `TransformerConfig`, or the dict of one.
@@ -20,6 +21,7 @@ class TokenEmbedding(keras.layers.Layer):
     Call arguments:
         token_ids: (batch, length) integer.
         positions: (batch, length) or (length,) integer; 0, 1, 2 … when left out.
+        segment_ids: (batch, length) integer, the segment of each token; all 0 when left out.
 
     Returns:
         (batch, length, hidden_dim). `head_kernel()` is the (hidden_dim, vocabulary_size) output projection.
@@ -47,21 +49,43 @@ class TokenEmbedding(keras.layers.Layer):
                 dtype=self.dtype_policy,
                 name="positions",
             )
+        if c.num_segments:
+            self.segments = keras.layers.Embedding(
+                c.num_segments,
+                c.hidden_dim,
+                embeddings_initializer=keras.initializers.RandomNormal(stddev=c.initializer_range),
+                dtype=self.dtype_policy,
+                name="segments",
+            )
+        if c.embedding_norm:
+            self.norm = make_norm(c, self.dtype_policy, "norm")
         self.dropout = keras.layers.Dropout(c.dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, token_ids_shape):
         self.tokens.build(token_ids_shape)
         if self.config.positions == "learned":
             self.positions.build(token_ids_shape)
+        if self.config.num_segments:
+            self.segments.build(token_ids_shape)
+        if self.config.embedding_norm:
+            self.norm.build((*token_ids_shape, self.config.hidden_dim))
         self.built = True
 
-    def call(self, token_ids, positions=None, training=None):
+    def call(self, token_ids, positions=None, segment_ids=None, training=None):
         c = self.config
         x = inner(self.tokens, token_ids)
         if c.scale_embeddings:
             x = x * math.sqrt(c.hidden_dim)
         if c.positions in ("learned", "sinusoidal"):
             x = x + self._position_vectors(ops.shape(token_ids)[1], positions, x.dtype)
+        if c.num_segments:
+            x = x + (
+                ops.cast(self.segments.embeddings, x.dtype)[0]
+                if segment_ids is None
+                else inner(self.segments, segment_ids)
+            )
+        if c.embedding_norm:
+            x = inner(self.norm, x)
         return inner(self.dropout, x, training=True) if c.dropout and training else x
 
     def _position_vectors(self, length, positions, dtype):
@@ -78,7 +102,12 @@ class TokenEmbedding(keras.layers.Layer):
     def compute_output_shape(self, token_ids_shape):
         return (*token_ids_shape, self.config.hidden_dim)
 
+    def head_input(self, hidden):
+        """The last hidden states as the head multiplies them."""
+        return hidden / math.sqrt(self.config.hidden_dim) if self.config.scale_logits else hidden
+
     def head_kernel(self):
+        """(hidden_dim, vocabulary_size)."""
         embedding = self.tokens
         if embedding.tie_weights:
             return ops.transpose(ops.cast(embedding.embeddings, self.compute_dtype))
@@ -86,7 +115,7 @@ class TokenEmbedding(keras.layers.Layer):
 
     def logits(self, hidden):
         """(…, hidden_dim) → (…, vocabulary_size)."""
-        return inner(self.tokens, hidden, reverse=True)
+        return inner(self.tokens, self.head_input(hidden), reverse=True)
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}

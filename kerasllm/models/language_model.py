@@ -9,13 +9,16 @@ from kerasllm.layers.inner import inner
 from kerasllm.losses import linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
 from kerasllm.models.inputs import split_rows
-from kerasllm.models.transformer import Transformer
+from kerasllm.models.transformer import EncoderDecoder, Transformer
 from kerasllm.tokenizers import Tokenizer
 from kerasllm.training.accumulation import token_weighted
 
 
 class LanguageModel(keras.Model):
-    """A Transformer with a task. Not used by itself: see `CausalLM`.
+    """A Transformer with a task. Not used by itself: see `CausalLM`, `MaskedLM`, `Seq2SeqLM`.
+
+    A task says which inputs it reads (`input_keys`), what it makes of data (`as_data`) and, where it is not the
+    token embedding, what its head is (`head_input`, `head_kernel`, `logits`).
 
     Compiled without a loss, a model trains on the summed token cross-entropy of its head, divided once by the
     tokens, without ever holding all logits (`kerasllm.losses`), and reports `TokenMetrics`. Compiled with a
@@ -31,7 +34,8 @@ class LanguageModel(keras.Model):
                 f"The tokenizer has more tokens than the model. Received: {self.tokenizer.vocabulary_size} tokens, "
                 f"config.vocabulary_size={self.config.vocabulary_size}"
             )
-        self.transformer = Transformer(self.config, dtype=self.dtype_policy, name="transformer")
+        network = EncoderDecoder if self.config.num_encoder_layers else Transformer
+        self.transformer = network(self.config, dtype=self.dtype_policy, name="transformer")
         self.transformer.build((None, None))
         self.built = True
         # The data and callbacks of the latest `fit`, for callbacks that save and resume them.
@@ -54,9 +58,21 @@ class LanguageModel(keras.Model):
             self.check_inputs(inputs)
         hidden = inner(self.transformer, training=training, **inputs)
         if self._stage.now != "loss":
-            return self.transformer.embedding.logits(hidden)
+            return self.logits(hidden)
         # Metrics of the user's see logits; made here, because JAX has no weights outside of `call`.
-        return hidden if self._compile_metrics is None else (hidden, self.transformer.embedding.logits(hidden))
+        return hidden if self._compile_metrics is None else (hidden, self.logits(hidden))
+
+    def head_input(self, hidden):
+        """(…, hidden_dim) → (…, width): what the head's kernel multiplies."""
+        return self.transformer.embedding.head_input(hidden)
+
+    def head_kernel(self):
+        """(width, vocabulary_size)."""
+        return self.transformer.embedding.head_kernel()
+
+    def logits(self, hidden):
+        """The last hidden states (batch, length, hidden_dim) to what the task answers."""
+        return self.transformer.embedding.logits(hidden)
 
     def check_inputs(self, inputs: dict) -> None:
         """Refuses inputs this model does not read and, outside compiled code, ids out of range.
@@ -67,9 +83,9 @@ class LanguageModel(keras.Model):
         for key in inputs:
             if key not in self.input_keys:
                 raise ValueError(f"Unknown model input {key!r}. Inputs: {', '.join(self.input_keys)}")
-        ids = inputs["token_ids"]
-        if _is_concrete(ids):
-            self.check_token_ids(ops.convert_to_numpy(ids))
+        for key, ids in inputs.items():
+            if key.endswith("token_ids") and _is_concrete(ids):
+                self.check_token_ids(ops.convert_to_numpy(ids))
         positions = inputs.get("positions")
         if positions is not None and _is_concrete(positions):
             largest = int(ops.convert_to_numpy(positions).max())
@@ -207,10 +223,10 @@ class LanguageModel(keras.Model):
         if not self._default_loss:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         hidden = y_pred[0] if isinstance(y_pred, tuple) else y_pred
-        hidden = ops.reshape(hidden, (-1, self.config.hidden_dim))
+        hidden = self.head_input(ops.reshape(hidden, (-1, self.config.hidden_dim)))
         targets = ops.reshape(y, (-1,))
         weights = None if sample_weight is None else ops.reshape(sample_weight, (-1,))
-        nll, correct = linear_cross_entropy(hidden, self.transformer.embedding.head_kernel(), targets, weights)
+        nll, correct = linear_cross_entropy(hidden, self.head_kernel(), targets, weights)
         tokens = self._count_tokens(targets, weights)
         loss = nll / tokens
         for extra in self.losses:

@@ -1,19 +1,18 @@
-"""The one network: embeddings, blocks, a final norm. Every family is a config of it."""
+"""The networks: one stack (BERT, GPT, Llama), or an encoder and a decoder (T5, the 2017 Transformer)."""
 
 import keras
 from keras import ops
 
 from kerasllm.config import TransformerConfig
-from kerasllm.layers.attention_ops import causal_mask
-from kerasllm.layers.block import TransformerBlock, make_norm
 from kerasllm.layers.embeddings import TokenEmbedding
 from kerasllm.layers.inner import inner
-from kerasllm.layers.positions import rotary_tables
+from kerasllm.layers.projection import Projection
+from kerasllm.layers.stack import Stack, Visibility
 
 
 @keras.saving.register_keras_serializable("kerasllm")
-class Transformer(keras.layers.Layer):
-    """Token ids to hidden states.
+class Transformer(Stack):
+    """Token ids to hidden states, through one stack of blocks.
 
     Args:
         config: a `TransformerConfig`, or the dict of one.
@@ -24,15 +23,15 @@ class Transformer(keras.layers.Layer):
         document_ids: (batch, length) integer, for rows packed from several documents: a token sees only
             tokens of its own document, and 0 marks padding.
         positions: (batch, length) integer; 0, 1, 2 … when left out.
+        segment_ids: (batch, length) integer, for models with segments; all 0 when left out.
+        prefix_lengths: (batch,) integer: so many tokens at the start are seen by all others, even in a causal model.
         cache: list of a (key, value) pair a layer, with `update_cache` as in `Attention`; then `attention_mask` says
             which cached keys each query sees, (batch, 1, length, keys).
         trace: also return what happened inside.
 
     Returns:
-        hidden states (batch, length, hidden_dim), after the final norm.
-        With `update_cache`: `(hidden, cache)`.
-        With `trace`: `(hidden, hidden_states, attentions)`, lists over layers; `hidden_states` begins with the
-        embeddings and so has one more.
+        As `Stack`: hidden states (batch, length, hidden_dim), after the final norm; `(hidden, cache)` with
+        `update_cache`; `(hidden, hidden_states, attentions)` with `trace`.
 
     Example:
     ```python
@@ -42,24 +41,21 @@ class Transformer(keras.layers.Layer):
     """
 
     def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-        self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
-        c, policy = self.config, self.dtype_policy
-        self.embedding = TokenEmbedding(c, dtype=policy, name="embedding")
-        self.blocks = [TransformerBlock(c, dtype=policy, name=f"block_{i}") for i in range(c.num_layers)]
-        if c.norm_position == "pre":
-            self.final_norm = make_norm(c, policy, "final_norm")
-        if c.positions == "rotary":
-            self._rotary = rotary_tables(c.max_sequence_length, c.head_dim, c.rope_theta)
+        super().__init__(config, **kwargs)
+        self.embedding = TokenEmbedding(self.config, dtype=self.dtype_policy, name="embedding")
+        if self.config.pooler:
+            self.pooler = Projection(
+                self.config.hidden_dim,
+                kernel_initializer=keras.initializers.RandomNormal(stddev=self.config.initializer_range),
+                dtype=self.dtype_policy,
+                name="pooler",
+            )
 
     def build(self, token_ids_shape):
         self.embedding.build(token_ids_shape)
-        hidden_shape = (*token_ids_shape, self.config.hidden_dim)
-        for block in self.blocks:
-            block.build(hidden_shape)
-        if self.config.norm_position == "pre":
-            self.final_norm.build(hidden_shape)
-        self.built = True
+        if self.config.pooler:
+            self.pooler.build((token_ids_shape[0], self.config.hidden_dim))
+        super().build((*token_ids_shape, self.config.hidden_dim))
 
     def call(
         self,
@@ -67,76 +63,132 @@ class Transformer(keras.layers.Layer):
         padding_mask=None,
         document_ids=None,
         positions=None,
+        segment_ids=None,
+        prefix_lengths=None,
+        attention_mask=None,
         cache=None,
         update_cache=None,
-        attention_mask=None,
         trace=False,
         training=None,
     ):
-        length = ops.shape(token_ids)[1]
-        if isinstance(length, int) and length > self.config.max_sequence_length:
-            raise ValueError(
-                f"The sequence is longer than the model reads. Received: {length} tokens, "
-                f"max_sequence_length={self.config.max_sequence_length}. Cut the text into shorter pieces."
-            )
-        causal = False
-        if attention_mask is None:
-            attention_mask, causal = self._mask(length, padding_mask, document_ids)
-        arguments = {"attention_mask": attention_mask, "causal": causal}
-        arguments["rotary"] = self._rotary_of(positions, length)
+        check_length(token_ids, self.config)
+        return super().call(
+            inner(self.embedding, token_ids, positions, segment_ids, training=training),
+            Visibility(padding_mask, document_ids, prefix_lengths, attention_mask),
+            positions=positions,
+            cache=cache,
+            update_cache=update_cache,
+            trace=trace,
+            training=training,
+        )
 
-        x = inner(self.embedding, token_ids, positions, training=training)
-        hidden_states, attentions, new_cache = [x], [], []
-        for i, block in enumerate(self.blocks):
-            if update_cache is not None:
-                arguments |= {"cache": cache and cache[i], "update_cache": update_cache}
-                x, pair = inner(block, x, training=training, **arguments)
-                new_cache.append(pair)
-            elif trace:
-                x, weights = inner(block, x, training=training, return_weights=True, **arguments)
-                hidden_states.append(x)
-                attentions.append(weights)
-            else:
-                x = inner(block, x, training=training, **arguments)
-        if self.config.norm_position == "pre":
-            x = inner(self.final_norm, x)
-        if update_cache is not None:
-            return x, new_cache
-        return (x, hidden_states, attentions) if trace else x
+    def pooled(self, hidden):
+        """(batch, length, hidden_dim) → (batch, hidden_dim): the first token's state through the pooler."""
+        return ops.tanh(inner(self.pooler, hidden[:, 0]))
 
     def compute_output_shape(self, token_ids_shape):
         return (*token_ids_shape, self.config.hidden_dim)
 
-    def _mask(self, length, padding_mask, document_ids):
-        """(mask, causal): no mask at all where "causal" says it, which lets the fastest kernels run."""
-        c = self.config
-        parts = []
-        if padding_mask is not None:
-            parts.append(ops.cast(padding_mask, "bool")[:, None, None, :])
-        if document_ids is not None:
-            parts.append(document_ids[:, None, :, None] == document_ids[:, None, None, :])
-        window = c.sliding_window if c.causal else None
-        if c.causal:
-            if not parts and window is None:
-                return None, True
-            parts.append(causal_mask(length, length, window))
-        if not parts:
-            return None, False
-        mask = parts[0]
-        for part in parts[1:]:
-            mask = ops.logical_and(mask, part)
-        if padding_mask is not None:
-            # A row of padding sees nothing; let it see itself, so that no softmax is over an empty set.
-            mask = ops.logical_or(mask, ops.eye(length, dtype="bool")[None, None])
-        return mask, False
+    def get_config(self):
+        return {**keras.layers.Layer.get_config(self), "config": self.config.to_dict()}
 
-    def _rotary_of(self, positions, length):
-        if self.config.positions != "rotary":
-            return None
-        tables = (ops.convert_to_tensor(table) for table in self._rotary)
-        if positions is None:
-            return tuple(table[:length] for table in tables)
-        return tuple(ops.take(table, positions, axis=0) for table in tables)
+
+@keras.saving.register_keras_serializable("kerasllm")
+class EncoderDecoder(keras.layers.Layer):
+    """A source and what is written so far to hidden states, through an encoder and a decoder that attends to it.
+
+    Both read the same token embedding.
+
+    Args:
+        config: a `TransformerConfig` with `num_encoder_layers`, or the dict of one.
+
+    Call arguments:
+        encoder_token_ids: (batch, source length) integer.
+        decoder_token_ids: (batch, length) integer.
+        encoder_padding_mask, decoder_padding_mask: the same shapes, True (or 1) on real tokens; all real when left
+            out.
+        trace: also return what happened inside.
+
+    Returns:
+        the decoder's hidden states (batch, length, hidden_dim). With `trace` also two lists of what `Stack` returns:
+        the encoder's and the decoder's.
+
+    Example:
+    ```python
+    network = EncoderDecoder(kerasllm.TransformerConfig.from_name("t5_tiny"))
+    hidden = network(numpy.zeros((2, 10), "int32"), numpy.zeros((2, 4), "int32"))  # (2, 4, 128)
+    ```
+
+    Reference: Vaswani et al. (2017), "Attention Is All You Need"; Raffel et al. (2019) for T5.
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
+        c, policy = self.config, self.dtype_policy
+        self.embedding = TokenEmbedding(c, dtype=policy, name="embedding")
+        self.encoder = Stack(c, c.num_encoder_layers, causal=False, dtype=policy, name="encoder")
+        self.decoder = Stack(c, cross_attention=True, dtype=policy, name="decoder")
+
+    def build(self, encoder_token_ids_shape, decoder_token_ids_shape=None):
+        self.embedding.build(encoder_token_ids_shape)
+        hidden_shape = (*encoder_token_ids_shape, self.config.hidden_dim)
+        self.encoder.build(hidden_shape)
+        self.decoder.build(hidden_shape)
+        self.built = True
+
+    def call(
+        self,
+        encoder_token_ids,
+        decoder_token_ids,
+        encoder_padding_mask=None,
+        decoder_padding_mask=None,
+        trace=False,
+        training=None,
+    ):
+        source = self.encode(encoder_token_ids, encoder_padding_mask, trace, training)
+        check_length(decoder_token_ids, self.config)
+        output = inner(
+            self.decoder,
+            inner(self.embedding, decoder_token_ids, training=training),
+            Visibility(decoder_padding_mask),
+            source=source[0] if trace else source,
+            source_mask=encoder_padding_mask,
+            trace=trace,
+            training=training,
+        )
+        return (output[0], source, output) if trace else output
+
+    def encode(self, token_ids, padding_mask=None, trace=False, training=None):
+        """The encoder's hidden states, (batch, source length, hidden_dim)."""
+        check_length(token_ids, self.config)
+        x = inner(self.embedding, token_ids, training=training)
+        return inner(self.encoder, x, Visibility(padding_mask), trace=trace, training=training)
+
+    def decode(self, token_ids, source, source_mask=None, positions=None, attention_mask=None, **options):
+        """The decoder alone; `source` from `encode`, or from `project_source` of it."""
+        return inner(
+            self.decoder,
+            inner(self.embedding, token_ids, positions, training=options.get("training")),
+            Visibility(attention_mask=attention_mask),
+            positions=positions,
+            source=source,
+            source_mask=source_mask,
+            **options,
+        )
+
+    def compute_output_shape(self, encoder_token_ids_shape, decoder_token_ids_shape):
+        return (*decoder_token_ids_shape, self.config.hidden_dim)
 
     def get_config(self):
         return {**super().get_config(), "config": self.config.to_dict()}
+
+
+def check_length(token_ids, config: TransformerConfig) -> None:
+    """Raises a ValueError if there are more tokens than the model reads."""
+    length = ops.shape(token_ids)[1]
+    if isinstance(length, int) and length > config.max_sequence_length:
+        raise ValueError(
+            f"The sequence is longer than the model reads. Received: {length} tokens, "
+            f"max_sequence_length={config.max_sequence_length}. Cut the text into shorter pieces."
+        )
