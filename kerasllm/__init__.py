@@ -9,6 +9,11 @@ _HOMES = {
     "TransformerConfig": "kerasllm.config",
     "Tokenizer": "kerasllm.tokenizers",
     "CausalLM": "kerasllm.models.causal_lm",
+    "Seq2SeqLM": "kerasllm.models.seq2seq_lm",
+    "MaskedLM": "kerasllm.models.masked_lm",
+    "TextClassifier": "kerasllm.models.text_classifier",
+    "TokenClassifier": "kerasllm.models.token_classifier",
+    "TextEmbedder": "kerasllm.models.text_embedder",
     "Sampler": "kerasllm.generation.sampling",
 }
 _MODULES = ("config", "data", "generation", "interop", "layers", "losses", "metrics", "models", "training")

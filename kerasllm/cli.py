@@ -1,4 +1,4 @@
-"""The command line: `kerasllm train | generate | evaluate | info | recipes`.
+"""The command line: `kerasllm train | finetune | generate | fill-mask | embed | classify | evaluate | info | recipes`.
 
 Commands import what they use when they run: `--help` answers at once, and KERAS_BACKEND is set in time.
 """
@@ -77,6 +77,7 @@ def command(function: Callable) -> Callable:
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")],
     data: Annotated[str | None, typer.Option(help="The text: a file, folder, glob, or hf:NAME.")] = None,
+    task: Annotated[str | None, typer.Option(help="What is learned, in place of the recipe's task.")] = None,
     output: Annotated[Path | None, typer.Option(help="Run directory.  [default: saved_models/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     set_: Annotated[
@@ -87,14 +88,37 @@ def train(
     """Train a model as a recipe says."""
     from kerasllm.training.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set_ or ())
-    output = output or Path("saved_models") / loaded.name
+    loaded = load_recipe(recipe, [*([f"task={task}"] if task else []), *(set_ or ())])
+    _train(loaded, output, resume, data, backend)
+
+
+@command
+def finetune(
+    directory: ModelArgument,
+    task: Annotated[str, typer.Option(help="What is learned: classify, embed, seq2seq, causal-lm, masked-lm …")],
+    data: Annotated[str, typer.Option(help="Text, or a table of pairs: a file, folder, glob, hf: or builtin:NAME.")],
+    output: Annotated[Path | None, typer.Option(help="Run directory.  [default: DIR-TASK]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A value of the recipe: steps=500.")
+    ] = None,
+    backend: BackendOption = None,
+) -> None:
+    """Train a saved model further, on a task of yours."""
+    from kerasllm.training.recipe import FINETUNING, Recipe, override
+
+    output = output or directory.with_name(f"{directory.name}-{task}")
+    values = {"name": output.name, "task": task, "start_from": str(directory), **FINETUNING, "data": {"source": data}}
+    _train(Recipe.from_dict(override(values, set_ or ())), output, resume, None, backend)
+
+
+def _train(recipe, output: Path | None, resume: bool, data: str | None, backend: Backend | None) -> None:
     _use(backend)
     from kerasllm.training.checkpoint import Interrupted
     from kerasllm.training.run import train as run
 
     try:
-        run(loaded, output, resume=resume, data=data)
+        run(recipe, output or Path("saved_models") / recipe.name, resume=resume, data=data)
     except Interrupted as interruption:
         typer.echo(f"{interruption} Go on with the same command and --resume.", err=True)
         raise typer.Exit(128 + interruption.signal) from None
@@ -115,11 +139,14 @@ def generate(
     stream: Annotated[bool, typer.Option("--stream", help="Print as it is written.")] = False,
     backend: BackendOption = None,
 ) -> None:
-    """Continue a text."""
+    """Continue a text, or answer it with a model that has an encoder."""
     _use(backend)
     import kerasllm
+    from kerasllm.interop.presets import read_config
 
-    answer = kerasllm.CausalLM.from_preset(directory).generate(
+    has_encoder = read_config(directory)[1].num_encoder_layers > 0
+    model = (kerasllm.Seq2SeqLM if has_encoder else kerasllm.CausalLM).from_preset(directory)
+    answer = model.generate(
         prompt,
         max_new_tokens,
         sampler=sampler.value,
@@ -132,9 +159,55 @@ def generate(
         stream=stream,
     )
     # Streamed pieces are only what is new; a whole answer begins with the prompt.
-    for piece in itertools.chain([prompt], answer) if stream else [answer]:
+    begins = [prompt] if stream and not has_encoder else []
+    for piece in itertools.chain(begins, answer if stream else [answer]):
         print(piece, end="", flush=True)
     print()
+
+
+@command
+def fill_mask(
+    directory: ModelArgument,
+    text: Annotated[str, typer.Argument(help="A text with the tokenizer's mask token, such as [MASK].")],
+    top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask.")] = 5,
+    backend: BackendOption = None,
+) -> None:
+    """Show what a masked language model puts in place of each mask."""
+    _use(backend)
+    import kerasllm
+
+    for number, mask in enumerate(kerasllm.MaskedLM.from_preset(directory).predict_masks(text, top_k), start=1):
+        _print_table(f"mask {number}", {filled.token: f"{filled.probability:.1%}" for filled in mask})
+
+
+@command
+def classify(
+    directory: ModelArgument,
+    texts: Annotated[list[str], typer.Argument(help="Texts to label.")],
+    backend: BackendOption = None,
+) -> None:
+    """Give texts the labels of a trained classifier."""
+    _use(backend)
+    import kerasllm
+
+    for text, answer in zip(texts, kerasllm.TextClassifier.from_preset(directory).classify(texts)):
+        _print_table(text, {label: f"{probability:.1%}" for label, probability in answer.probabilities.items()})
+
+
+@command
+def embed(
+    directory: ModelArgument,
+    texts: Annotated[list[str], typer.Argument(help="Texts to turn into vectors.")],
+    backend: BackendOption = None,
+) -> None:
+    """Print the vector of each text, as a line of JSON."""
+    _use(backend)
+    import json
+
+    import kerasllm
+
+    for text, vector in zip(texts, kerasllm.TextEmbedder.from_preset(directory).predict(texts, verbose=0)):
+        print(json.dumps({"text": text, "vector": [round(float(x), 6) for x in vector]}, ensure_ascii=False))
 
 
 @command

@@ -9,6 +9,8 @@ References: Wijmans et al. (2024), "Cut Your Losses in Large-Vocabulary Language
 "Liger Kernel", whose gradient-in-forward scheme this is.
 """
 
+import math
+
 import keras
 from keras import ops
 
@@ -23,7 +25,14 @@ def chunk_tokens(num_tokens: int, vocabulary_size: int) -> int:
     return min(num_tokens, 1 << max(6, (CHUNK_LOGITS // vocabulary_size).bit_length() - 1))
 
 
-def linear_cross_entropy(hidden, kernel, targets, weights=None, chunk_size=None):
+def check_loss_options(label_smoothing: float, z_loss: float) -> None:
+    """Raises a ValueError unless `label_smoothing` is in [0, 1) and `z_loss` is a number of at least 0."""
+    for name, value, below in (("label_smoothing", label_smoothing, 1.0), ("z_loss", z_loss, math.inf)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < below:
+            raise ValueError(f"`{name}` must be a number in [0, {below:g}). Received: {name}={value!r}")
+
+
+def linear_cross_entropy(hidden, kernel, targets, weights=None, chunk_size=None, *, label_smoothing=0.0, z_loss=0.0):
     """Summed cross-entropy of `softmax(hidden @ kernel)` against integer targets.
 
     Args:
@@ -32,16 +41,28 @@ def linear_cross_entropy(hidden, kernel, targets, weights=None, chunk_size=None)
         targets: (tokens,), integer.
         weights: (tokens,), float; a token counts this much. All 1 when left out. Not differentiated.
         chunk_size: tokens whose logits are alive at once; chosen by size when left out.
+        label_smoothing: share of a target's probability that is spread evenly over the whole vocabulary, in [0, 1).
+        z_loss: factor of the square of log Σ exp(logits), which keeps the logits from drifting; PaLM's is 1e-4.
 
     Returns:
-        loss: scalar float32, Σ weight · −log p(target), in nats. Differentiable (once) in `hidden`, `kernel`.
+        loss: scalar float32, in nats, Σ weight · (cross-entropy with the smoothed target + z_loss · logsumexp²).
+            Differentiable (once) in `hidden`, `kernel`.
+        nll: scalar float32, Σ weight · −log p(target), without the two options. What perplexity is made of; not
+            differentiated, except that it *is* the loss where both options are 0.
         correct: scalar float32, Σ weight over tokens whose target has the largest logit.
+
+    Raises:
+        ValueError: an option is out of range.
 
     Example:
     ```python
-    loss, correct = linear_cross_entropy(hidden, kernel, targets)
+    loss, nll, correct = linear_cross_entropy(hidden, kernel, targets, label_smoothing=0.1)
     ```
+
+    References: Szegedy et al. (2015), "Rethinking the Inception Architecture", section 7, for label smoothing;
+    Chowdhery et al. (2022), "PaLM", section 5, for the z-loss.
     """
+    check_loss_options(label_smoothing, z_loss)
     num_tokens = hidden.shape[0]
     if weights is None:
         weights = ops.ones_like(targets, dtype="float32")
@@ -54,7 +75,9 @@ def linear_cross_entropy(hidden, kernel, targets, weights=None, chunk_size=None)
         padding = chunk_size - num_tokens % chunk_size
         hidden = ops.pad(hidden, [(0, padding), (0, 0)])
         targets, weights = ops.pad(targets, [(0, padding)]), ops.pad(weights, [(0, padding)])
-    return _BACKENDS[keras.backend.backend()](hidden, kernel, ops.cast(targets, "int32"), weights, chunk_size)
+    targets, options = ops.cast(targets, "int32"), (float(label_smoothing), float(z_loss))
+    loss, correct, *nll = _BACKENDS[keras.backend.backend()](hidden, kernel, targets, weights, chunk_size, options)
+    return loss, (nll[0] if nll else loss), correct
 
 
 def token_log_likelihoods(hidden, kernel, targets, chunk_size=None):
@@ -68,29 +91,48 @@ def token_log_likelihoods(hidden, kernel, targets, chunk_size=None):
     return ops.concatenate(pieces)
 
 
-def _chunk(hidden, kernel, targets, weights):
-    """Loss, correct count and d loss / d logits of one chunk, in float32."""
+# The functions below return sums (loss, correct), and (loss, correct, nll) where the options make the loss another one.
+
+
+def _chunk(hidden, kernel, targets, weights, options):
+    """The sums of one chunk, and d loss / d logits, in float32."""
+    smoothing, z_loss = options
     logits = ops.cast(ops.matmul(hidden, kernel), "float32")
     is_target = ops.expand_dims(targets, 1) == ops.arange(kernel.shape[1], dtype="int32")
     largest = ops.max(logits, axis=-1, keepdims=True)
     exponentials = ops.exp(logits - largest)
     total = ops.sum(exponentials, axis=-1, keepdims=True)
     target = ops.sum(ops.where(is_target, logits, 0.0), axis=-1)
-    loss = ops.sum(weights * (largest[:, 0] + ops.log(total[:, 0]) - target))
+    normalizer = largest[:, 0] + ops.log(total[:, 0])
+    nll = ops.sum(weights * (normalizer - target))
     correct = ops.sum(weights * ops.cast(target >= largest[:, 0], "float32"))
-    scaled = exponentials * (weights[:, None] / total)
-    return loss, correct, scaled - ops.where(is_target, weights[:, None], 0.0)
+    if not any(options):
+        scaled = exponentials * (weights[:, None] / total)
+        return (nll, correct), scaled - ops.where(is_target, weights[:, None], 0.0)
+    smoothed = (1 - smoothing) * target + smoothing * ops.mean(logits, axis=-1)
+    loss = ops.sum(weights * (normalizer - smoothed + z_loss * normalizer**2))
+    scaled = exponentials * ((weights * (1 + 2 * z_loss * normalizer))[:, None] / total)
+    expected = ops.where(is_target, 1 - smoothing, 0.0) + smoothing / kernel.shape[1]
+    return (loss, correct, nll), scaled - weights[:, None] * expected
 
 
-def _chunk_with_gradients(hidden, kernel, targets, weights):
-    loss, correct, d_logits = _chunk(hidden, kernel, targets, weights)
+def _chunk_with_gradients(hidden, kernel, targets, weights, options):
+    sums, d_logits = _chunk(hidden, kernel, targets, weights, options)
     d_logits = ops.cast(d_logits, hidden.dtype)
     d_hidden = ops.matmul(d_logits, ops.transpose(kernel))
     d_kernel = ops.matmul(ops.transpose(hidden), d_logits)
-    return loss, correct, d_hidden, d_kernel
+    return sums, d_hidden, d_kernel
 
 
-def _jax(hidden, kernel, targets, weights, chunk_size):
+def _zeros(options):
+    return tuple(ops.zeros((), "float32") for _ in range(3 if any(options) else 2))
+
+
+def _added(sums, more):
+    return tuple(a + b for a, b in zip(sums, more))
+
+
+def _jax(hidden, kernel, targets, weights, chunk_size, options):
     import jax
     import jax.numpy as jnp
 
@@ -100,34 +142,30 @@ def _jax(hidden, kernel, targets, weights, chunk_size):
     @jax.custom_vjp
     def summed(hidden, kernel, targets, weights):
         if chunk_size is None:
-            return _chunk(hidden, kernel, targets, weights)[:2]
+            return _chunk(hidden, kernel, targets, weights, options)[0]
 
-        def step(carry, chunk):
+        def step(sums, chunk):
             h, t, w = chunk
-            loss, correct, _ = _chunk(h, kernel, t, w)
-            return (carry[0] + loss, carry[1] + correct), None
+            return _added(sums, _chunk(h, kernel, t, w, options)[0]), None
 
-        zero = jnp.zeros((), "float32")
-        return jax.lax.scan(step, (zero, zero), (split(hidden), split(targets), split(weights)))[0]
+        return jax.lax.scan(step, _zeros(options), (split(hidden), split(targets), split(weights)))[0]
 
     def forward(hidden, kernel, targets, weights):
         if chunk_size is None:
-            loss, correct, d_hidden, d_kernel = _chunk_with_gradients(hidden, kernel, targets, weights)
-            return (loss, correct), (d_hidden, d_kernel)
+            sums, d_hidden, d_kernel = _chunk_with_gradients(hidden, kernel, targets, weights, options)
+            return sums, (d_hidden, d_kernel)
 
         def step(carry, chunk):
             h, t, w = chunk
-            loss, correct, d_hidden, d_kernel = _chunk_with_gradients(h, kernel, t, w)
-            return (carry[0] + loss, carry[1] + correct, carry[2] + d_kernel.astype("float32")), d_hidden
+            more, d_hidden, d_kernel = _chunk_with_gradients(h, kernel, t, w, options)
+            return (_added(carry[0], more), carry[1] + d_kernel.astype("float32")), d_hidden
 
-        zero = jnp.zeros((), "float32")
-        carry, d_hidden = jax.lax.scan(
+        (sums, d_kernel), d_hidden = jax.lax.scan(
             step,
-            (zero, zero, jnp.zeros(kernel.shape, "float32")),
+            (_zeros(options), jnp.zeros(kernel.shape, "float32")),
             (split(hidden), split(targets), split(weights)),
         )
-        loss, correct, d_kernel = carry
-        return (loss, correct), (d_hidden.reshape(hidden.shape), d_kernel.astype(kernel.dtype))
+        return sums, (d_hidden.reshape(hidden.shape), d_kernel.astype(kernel.dtype))
 
     def backward(gradients, upstream):
         scale = upstream[0]
@@ -138,31 +176,29 @@ def _jax(hidden, kernel, targets, weights, chunk_size):
     return summed(hidden, kernel, targets, weights)
 
 
-def _tensorflow(hidden, kernel, targets, weights, chunk_size):
+def _tensorflow(hidden, kernel, targets, weights, chunk_size, options):
     import tensorflow as tf
 
     @tf.custom_gradient
     def summed(hidden, kernel):
         if chunk_size is None:
-            loss, correct, d_hidden, d_kernel = _chunk_with_gradients(hidden, kernel, targets, weights)
+            sums, d_hidden, d_kernel = _chunk_with_gradients(hidden, kernel, targets, weights, options)
         else:
             dim = hidden.shape[1]
             h = tf.reshape(hidden, (-1, chunk_size, dim))
             t, w = tf.reshape(targets, (-1, chunk_size)), tf.reshape(weights, (-1, chunk_size))
             num_chunks = h.shape[0]
 
-            def body(i, loss, correct, d_kernel, d_hidden):
-                more, right, d_h, d_k = _chunk_with_gradients(h[i], kernel, t[i], w[i])
-                d_kernel += tf.cast(d_k, tf.float32)
-                return i + 1, loss + more, correct + right, d_kernel, d_hidden.write(i, d_h)
+            def body(i, sums, d_kernel, d_hidden):
+                more, d_h, d_k = _chunk_with_gradients(h[i], kernel, t[i], w[i], options)
+                return i + 1, _added(sums, more), d_kernel + tf.cast(d_k, tf.float32), d_hidden.write(i, d_h)
 
-            _, loss, correct, d_kernel, d_hidden = tf.while_loop(
+            _, sums, d_kernel, d_hidden = tf.while_loop(
                 lambda i, *_: i < num_chunks,
                 body,
                 (
                     0,
-                    tf.zeros(()),
-                    tf.zeros(()),
+                    _zeros(options),
                     tf.zeros(kernel.shape),
                     tf.TensorArray(hidden.dtype, size=num_chunks, element_shape=(chunk_size, dim)),
                 ),
@@ -171,18 +207,18 @@ def _tensorflow(hidden, kernel, targets, weights, chunk_size):
             d_hidden = tf.reshape(d_hidden.stack(), hidden.shape)
             d_kernel = tf.cast(d_kernel, kernel.dtype)
 
-        def backward(d_loss, d_correct):
+        def backward(d_loss, *_):
             return d_hidden * tf.cast(d_loss, d_hidden.dtype), d_kernel * tf.cast(d_loss, d_kernel.dtype)
 
-        return (loss, correct), backward
+        return sums, backward
 
     return summed(tf.convert_to_tensor(hidden), tf.convert_to_tensor(kernel))
 
 
-def _torch(hidden, kernel, targets, weights, chunk_size):
+def _torch(hidden, kernel, targets, weights, chunk_size, options):
     from kerasllm.losses_torch import LinearCrossEntropy
 
-    return LinearCrossEntropy.apply(hidden, kernel, targets, weights, chunk_size)
+    return LinearCrossEntropy.apply(hidden, kernel, targets, weights, chunk_size, *options)
 
 
 _BACKENDS = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}

@@ -135,16 +135,21 @@ class Tokenizer:
     def from_preset(cls, directory: str | os.PathLike) -> "Tokenizer":
         """Loads a directory written by `save_to_preset` or by transformers' `save_pretrained`.
 
-        Reads `tokenizer.json` and, where there, `tokenizer_config.json` and `special_tokens_map.json`.
+        Reads `tokenizer.json` (else T5's `spiece.model`, else BERT's `vocab.txt`) and, where there,
+        `tokenizer_config.json` and `special_tokens_map.json`.
 
         Raises:
-            FileNotFoundError: there is no `tokenizer.json` in the directory.
+            FileNotFoundError: there is no tokenizer in the directory.
             ValueError: a file is damaged.
         """
+        from kerasllm.interop.tokenizer_files import read_older
+
         directory = Path(directory)
-        tokenizer = _read_tokenizer(directory / "tokenizer.json")
         config = _read_json(directory / "special_tokens_map.json")
-        return cls(tokenizer, {**config, **_read_json(directory / "tokenizer_config.json")})
+        config = {**config, **_read_json(directory / "tokenizer_config.json")}
+        path = directory / "tokenizer.json"
+        older = None if path.is_file() else read_older(directory, config)
+        return cls(older or _read_tokenizer(path), config)
 
     def save_to_preset(self, directory: str | os.PathLike) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` loads.

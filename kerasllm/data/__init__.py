@@ -6,6 +6,7 @@ _HOMES = {
     "read_pieces": "sources",
     "read_texts": "sources",
     "Piece": "sources",
+    "read_pairs": "pairs",
     "build_shards": "shards",
     "open_shards": "shards",
     "TokenShards": "shards",

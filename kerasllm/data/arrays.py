@@ -11,7 +11,7 @@ class ArrayDataset(CountedDataset):
 
     Args:
         x, y, sample_weight: arrays, or (nested) dicts of arrays, with the same number of rows; `sample_weight`
-            may be `None`.
+            may be `None`, and so may `y`.
         batch_size: rows in a batch.
         fill_last: fill the last batch up with rows of weight 0, so that all shapes are the same; otherwise the
             last batch is smaller.
@@ -28,14 +28,14 @@ class ArrayDataset(CountedDataset):
     ```
     """
 
-    def __init__(self, x, y, sample_weight=None, batch_size=32, *, fill_last=True, shuffle=False, **options):
-        parts = (x, y) if sample_weight is None else (x, y, sample_weight)
+    def __init__(self, x, y=None, sample_weight=None, batch_size=32, *, fill_last=True, shuffle=False, **options):
+        parts = (x,) if y is None else (x, y) if sample_weight is None else (x, y, sample_weight)
         rows = {len(a) for a in keras.tree.flatten(parts)}
         if len(rows) != 1:
             raise ValueError(f"Inputs, targets and weights must have the same number of rows. Received: {sorted(rows)}")
         num_rows = rows.pop()
         super().__init__(num_rows, batch_size, shuffle=shuffle, drop_remainder=False, **options)
-        if fill_last and num_rows % batch_size and sample_weight is None:
+        if fill_last and num_rows % batch_size and len(parts) == 2:
             parts = (x, y, np.ones(np.shape(y), "float32"))
         self.parts = parts
         self._fill_last = fill_last

@@ -1,49 +1,14 @@
 """Batches of tokens for `model.fit`, as a pure function of (seed, epoch, step)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from kerasllm.data.counted import CountedDataset
-from kerasllm.data.order import counted_hash
+from kerasllm.data.order import OFFSET_COUNTER, counted_hash, row_keys
+from kerasllm.data.rows import Rows
 from kerasllm.data.shards import TokenShards
-
-
-class Rows(NamedTuple):
-    """Token rows as an objective gets them: b rows of n positions.
-
-    Attributes:
-        tokens: int32 (b, n + 1): each row's tokens, and the one that follows.
-        weights: float32 (b, n): 1 where there is a token whose next token belongs to the same document, else
-            0. `None` if it is 1 everywhere.
-        document_ids: int32 (b, n): 1, 2, … for the documents in the row, 0 for padding; `None` for a stream.
-        positions: int32 (b, n): place in its document, from the row's start at the most; `None` for a stream.
-    """
-
-    tokens: np.ndarray
-    weights: np.ndarray | None = None
-    document_ids: np.ndarray | None = None
-    positions: np.ndarray | None = None
-
-
-def causal(rows: Rows) -> tuple:
-    """Predict each next token: `(x, y)` or `(x, y, sample_weight)`, x a dict with `"token_ids"` (b, n).
-
-    Example:
-
-    ```python
-    x, y = causal(Rows(np.array([[5, 6, 7]], "int32")))
-    ```
-    """
-    x = {"token_ids": rows.tokens[:, :-1]}
-    if rows.document_ids is not None:
-        x.update(document_ids=rows.document_ids, positions=rows.positions)
-    y = rows.tokens[:, 1:]
-    return (x, y) if rows.weights is None else (x, y, rows.weights)
-
-
-OBJECTIVES = {"causal": causal}
+from kerasllm.objectives.next_token import causal
 
 
 class TokenDataset(CountedDataset):
@@ -57,7 +22,8 @@ class TokenDataset(CountedDataset):
             another. When shuffled, each pass after the first moves all windows by a different number of
             tokens. `"documents"`: as many whole documents in a row as fit, each on its own (`document_ids`,
             `positions`); documents longer than a row are cut in pieces.
-        objective: makes `(x, y)` or `(x, y, sample_weight)` of `Rows`.
+        objective: makes `(x, y)` or `(x, y, sample_weight)` of `Rows`; see `kerasllm.objectives`. What it draws at
+            random is another in each pass, but always the same in a validation set, which neither shuffles nor drops.
         shuffle: permute the rows of each pass.
         drop_remainder: leave out the rows that do not fill a batch. `False` fills the last batch up with rows
             of weight 0, and every batch has a sample weight. Defaults to `shuffle`: training drops,
@@ -65,7 +31,7 @@ class TokenDataset(CountedDataset):
         pad_token_id: token that fills up rows; its weight is 0.
         options: `seed`, `epoch`, `start_step`, `steps_per_epoch`, `rank` and `num_ranks` of `CountedDataset`.
 
-    Batches have static shapes, with b = batch_size / num_ranks and n = sequence_length:
+    Batches have static shapes, with b = batch_size / num_ranks and n = sequence_length, and the default objective:
         x: dict of int32 (b, n): `"token_ids"`, and for documents `"document_ids"` and `"positions"`.
         y: int32 (b, n), the next tokens.
         sample_weight: float32 (b, n); left out if it is 1 everywhere.
@@ -126,7 +92,9 @@ class TokenDataset(CountedDataset):
 
     def read(self, rows: np.ndarray, real: np.ndarray, pass_index: int) -> tuple:
         starts, stops = self._windows(rows, pass_index)
-        return self.objective(self._read(starts, np.where(real, stops, starts)))
+        is_validation = not self.shuffle and not self.drop_remainder
+        keys = row_keys(self.seed, 0 if is_validation else pass_index, rows)
+        return self.objective(self._read(starts, np.where(real, stops, starts))._replace(keys=keys))
 
     def _count_rows(self, shuffle: bool, drop_remainder: bool) -> int:
         tokens, n = len(self.shards), self.sequence_length
@@ -145,7 +113,7 @@ class TokenDataset(CountedDataset):
         offset = 0
         if self.shuffle and self.drop_remainder and pass_index:
             room = min(n - 1, last - self.num_rows * n)
-            offset = int(counted_hash(self.seed, pass_index, 1 << 32)[0]) % (room + 1)
+            offset = int(counted_hash(self.seed, pass_index, OFFSET_COUNTER)[0]) % (room + 1)
         starts = offset + rows * n
         return starts, np.minimum(starts + n, last)
 

@@ -8,6 +8,8 @@ exactly n (format-preserving encryption: Black and Rogaway, 2002, "Ciphers with 
 import numpy as np
 
 _ROUNDS = 8
+# counted_hash's counters, so that no two uses meet: the network's rounds from 0, a stream's offset, and rows.
+OFFSET_COUNTER, _FIRST_ROW_COUNTER = 1 << 32, 1 << 33
 
 
 def permute(index: np.ndarray | int, n: int, seed: int, epoch: int) -> np.ndarray:
@@ -88,6 +90,55 @@ def counted_hash(seed: int, epoch: int, counter: np.ndarray | int) -> np.ndarray
     state = _mix(np.asarray([seed], np.int64).view(np.uint64))
     state = _mix(state ^ np.asarray([epoch], np.int64).view(np.uint64))
     return _mix(state ^ np.atleast_1d(np.asarray(counter)).astype(np.uint64))
+
+
+def row_keys(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
+    """A random key for each row, which all that is drawn for it is a function of.
+
+    Args:
+        seed: an integer.
+        epoch: an integer: the pass over the data.
+        rows: integers in [0, 2**48), (b,).
+
+    Returns:
+        uint64 (b,).
+
+    Example:
+
+    ```python
+    keys = row_keys(seed=0, epoch=3, rows=np.arange(16))
+    ```
+    """
+    return counted_hash(seed, epoch, np.asarray(rows) + _FIRST_ROW_COUNTER)
+
+
+def uniforms(keys: np.ndarray, n: int, stream: int = 0) -> np.ndarray:
+    """n random numbers in [0, 1) for each key, the same at every call.
+
+    Args:
+        keys: uint64 (b,), of `row_keys`.
+        n: how many for each key. More numbers begin with the fewer ones.
+        stream: which numbers: those of different streams have nothing to do with one another.
+
+    Returns:
+        float64 (b, n), multiples of 2**-53.
+
+    Raises:
+        ValueError: there are no keys.
+
+    Example:
+
+    ```python
+    chosen = uniforms(row_keys(0, 0, np.arange(16)), 128) < 0.15
+    ```
+    """
+    if keys is None:
+        raise ValueError(
+            "The rows carry no `keys`, from which this objective draws. Give them "
+            "Rows(..., keys=kerasllm.data.order.row_keys(seed, epoch, row_numbers)). Received: keys=None"
+        )
+    states = _mix(np.asarray(keys, np.uint64) ^ np.uint64(stream))[:, None] ^ np.arange(n, dtype=np.uint64)
+    return (_mix(states) >> np.uint64(11)) * 2.0**-53
 
 
 def _feistel(values: np.ndarray, half_bits: np.uint64, keys: np.ndarray) -> np.ndarray:

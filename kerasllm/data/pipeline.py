@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from kerasllm.data.dataset import OBJECTIVES, TokenDataset
+from kerasllm.data.dataset import TokenDataset
+from kerasllm.data.rows import Rows
 from kerasllm.data.shards import TokenShards, build_shards, tokenize
 from kerasllm.data.sources import Source, source_files, source_fingerprint
+from kerasllm.objectives.named import build
 from kerasllm.tokenizers import Tokenizer
 
 MEMORY_BYTES = 64 << 20
@@ -17,7 +20,7 @@ MEMORY_BYTES = 64 << 20
 def from_text(
     source: Source,
     tokenizer: Tokenizer,
-    objective: str = "causal",
+    objective: str | Callable[[Rows], tuple] = "causal",
     sequence_length: int = 128,
     batch_size: int = 16,
     validation_fraction: float = 0.1,
@@ -36,8 +39,11 @@ def from_text(
     Args:
         source, column: the text; see `read_texts`.
         tokenizer: a `Tokenizer`. Its end token, if it has one, follows each document.
-        objective: what the model learns to predict: `"causal"`, the next token.
-        sequence_length: tokens in a row.
+        objective: what the model learns to predict: `"causal"` (the next token), `"masked"`, `"whole_word"`, `"span"`,
+            `"prefix"`, `"fim"`, `"replaced"` or `"next_sentence"`, with the tokenizer's special tokens; or an
+            objective of `kerasllm.objectives`, or any function of `Rows`.
+        sequence_length: tokens that the model reads in a row; for `"span"` the encoder's. An objective that changes
+            the length (it has a `row_length`) gets rows of another one.
         batch_size: rows in a batch.
         validation_fraction: part of the text kept for validation, in [0, 1). With 0 there is no validation
             set.
@@ -53,8 +59,8 @@ def from_text(
         `(train, validation)`, two `TokenDataset`s; `validation` is `None` if `validation_fraction` is 0.
 
     Raises:
-        ValueError: unknown objective, an argument out of range, or too little text: the message names the
-            lengths.
+        ValueError: unknown objective, a special token that it needs and the tokenizer lacks, an argument out of range,
+            or too little text: the message names the lengths.
 
     Example:
 
@@ -63,19 +69,20 @@ def from_text(
     train, validation = kerasllm.data.from_text("builtin:pydoc", tokenizer, sequence_length=64)
     ```
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}. Received: objective={objective!r}")
+    objective = build(objective, tokenizer)
     if not 0 <= validation_fraction < 1:
         raise ValueError(
             "`validation_fraction` must be in [0, 1): the part of the text that is not for training. "
             f"Received: validation_fraction={validation_fraction}"
         )
+    if sequence_length > 0 and hasattr(objective, "row_length"):
+        sequence_length = objective.row_length(sequence_length)
     shards = _shards(source, tokenizer, cache_dir, column)
     options = {
         "sequence_length": sequence_length,
         "batch_size": batch_size,
         "packing": packing,
-        "objective": OBJECTIVES[objective],
+        "objective": objective,
         "pad_token_id": tokenizer.pad_token_id or 0,
     }
     stop = len(shards)

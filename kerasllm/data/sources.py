@@ -8,15 +8,17 @@ import codecs
 import csv
 import glob
 import hashlib
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 PIECE_CHARACTERS = 1 << 18
+LINE_CHARACTERS = 1 << 26  # of a table: a longer line or field is a broken file, not a document
 
 Source = str | os.PathLike | Iterable[str]
 
@@ -117,7 +119,10 @@ def source_fingerprint(source: Source, column: str | None = None) -> str | None:
 def _read(source: Source, column: str) -> Iterator[Piece]:
     if (files := source_files(source)) is not None:
         for path in files:
-            yield from _TABLES.get(path.suffix.lower(), _read_text_file)(path, column)
+            if path.suffix.lower() in _TABLES:
+                yield from _read_table(path, column)
+            else:
+                yield from _read_text_file(path)
     elif not isinstance(source, str | os.PathLike):
         for text in source:
             if not isinstance(text, str):
@@ -131,12 +136,19 @@ def _read(source: Source, column: str) -> Iterator[Piece]:
 
         yield from (Piece(text, True) for text in read_pydoc())
     elif name.startswith("hf:"):
-        yield from _read_hugging_face(name, column)
+        yield from _read_table(name, column)
     else:
         raise ValueError(f"The only built-in source is 'builtin:pydoc'. Received: {name!r}")
 
 
-def _read_text_file(path: Path, column: str) -> Iterator[Piece]:
+def _read_table(table: str | Path, column: str) -> Iterator[Piece]:
+    for place, row in read_rows(table, (column,)):
+        if not isinstance(row[column], str | None):
+            raise not_text(place, column, row[column])
+        yield Piece(row[column] or "", True)
+
+
+def _read_text_file(path: Path) -> Iterator[Piece]:
     text = ""
     for chunk in _decode(path):
         text += chunk
@@ -190,34 +202,71 @@ def _lines(path: Path) -> Iterator[str]:
     for chunk in _decode(path):
         *lines, rest = (rest + chunk).split("\n")
         yield from (line + "\n" for line in lines)
+        if len(rest) > LINE_CHARACTERS:
+            raise ValueError(f"{path} has a line longer than {LINE_CHARACTERS:,} characters: is it a table of lines?")
     if rest:
         yield rest
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[Piece]:
+def read_rows(table: str | os.PathLike, columns: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    """The rows of a table, one after the other, each with its place in the table for messages.
+
+    Args:
+        table: a `.jsonl`, `.csv` or `.parquet` file, or `"hf:NAME:SPLIT"`.
+        columns: the columns that each row must have; rows may have others, too. Values are as the table has them.
+
+    Raises:
+        ValueError: a missing column, or a table that cannot be read; see `read_texts`.
+
+    Example:
+
+    ```python
+    rows = [row["text"] for place, row in read_rows("examples.jsonl", ["text"])]
+    ```
+    """
+    if str(table).startswith("hf:"):
+        return _hugging_face_rows(str(table), columns)
+    path = Path(table)
+    if path.suffix.lower() not in _TABLES:
+        raise ValueError(f"A table is a file that ends with {', '.join(_TABLES)}. Received: {path}")
+    return _TABLES[path.suffix.lower()](path, columns)
+
+
+def not_text(place: str, column: str, value: object) -> ValueError:
+    """The error that says that a row's value is not text."""
+    return ValueError(
+        f"{place}: the column {column!r} must hold text. Received: {value!r} of type {type(value).__name__}"
+    )
+
+
+def _jsonl_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{place} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{place} must be a JSON object. Received: {line.strip()[:80]}")
-        yield Piece(_field(row, column, place), True)
+        _check_columns(columns, row, place)
+        yield place, row
 
 
-def _read_csv(path: Path, column: str) -> Iterator[Piece]:
-    csv.field_size_limit(sys.maxsize)
+def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    csv.field_size_limit(LINE_CHARACTERS)
     reader = csv.DictReader(_lines(path))
-    if reader.fieldnames is not None:
-        _check_column(column, reader.fieldnames, path)
-    for row in reader:
-        yield Piece(_field(row, column, f"{path}, line {reader.line_num}"), True)
+    try:
+        if reader.fieldnames is not None:
+            _check_columns(columns, reader.fieldnames, path)
+        for row in reader:
+            yield f"{path}, line {reader.line_num}", row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -228,13 +277,15 @@ def _read_parquet(path: Path, column: str) -> Iterator[Piece]:
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is damaged or is not a Parquet file: {error}") from None
     with file:
-        _check_column(column, file.schema_arrow.names, path)
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            for text in batch.column(0).to_pylist():
-                yield Piece(_field({column: text}, column, str(path)), True)
+        _check_columns(columns, file.schema_arrow.names, path)
+        number = 0
+        for batch in file.iter_batches(batch_size=256, columns=list(dict.fromkeys(columns))):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
 
 
-def _read_hugging_face(name: str, column: str) -> Iterator[Piece]:
+def _hugging_face_rows(name: str, columns: Sequence[str]) -> Iterator[tuple[str, dict]]:
     try:
         import datasets
     except ImportError:
@@ -249,31 +300,22 @@ def _read_hugging_face(name: str, column: str) -> Iterator[Piece]:
             "the network is not there; a downloaded copy can be given as a path. "
             f"({type(error).__name__}: {error})"
         ) from error
-    if first is not None:
-        yield Piece(_field(first, column, name), True)
-        yield from (Piece(_field(row, column, name), True) for row in rows)
+    for row in () if first is None else itertools.chain([first], rows):
+        _check_columns(columns, row, name)
+        yield name, row
 
 
-def _field(row: dict, column: str, place: str) -> str:
-    _check_column(column, row, place)
-    if not isinstance(row[column], str | None):
-        raise ValueError(
-            f"{place}: the column {column!r} must hold text. Received: {row[column]!r} of type "
-            f"{type(row[column]).__name__}"
-        )
-    return row[column] or ""
-
-
-def _check_column(column: str, columns: Iterable[str], place: object) -> None:
-    if column not in columns:
-        raise ValueError(
-            f"{place} has no column {column!r}. It has: {', '.join(map(str, columns))}. "
-            "Say which holds the text with column=..."
-        )
+def _check_columns(columns: Sequence[str], present: Iterable[str], place: object) -> None:
+    for column in columns:
+        if column not in present:
+            which = "which holds the text with column" if len(columns) == 1 else "which hold the texts with columns"
+            raise ValueError(
+                f"{place} has no column {column!r}. It has: {', '.join(map(str, present))}. Say {which}=..."
+            )
 
 
 def _name(source: Source) -> str:
     return repr(str(source)) if isinstance(source, str | os.PathLike) else f"this {type(source).__name__}"
 
 
-_TABLES = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+_TABLES = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}

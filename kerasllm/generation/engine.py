@@ -2,7 +2,8 @@
 
 A prompt is run once over its power-of-two bucket (prefill), its keys and values are copied into a free slot
 of the cache (insert), and then all slots advance together, one token a step, each writing its new key and
-value in place at its own position.
+value in place at its own position. A model with an encoder reads its source first; what each block's
+cross-attention makes of it stands in the slot beside the cache, and never changes.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ class Request:
 
     Attributes:
         prompt: token ids.
+        source: token ids that the encoder reads, in models that have one.
         max_new_tokens: tokens to make at the most.
         sampler: how they are chosen.
         stop_token_ids: a token of these ends the request, and is not part of the answer.
@@ -40,6 +42,7 @@ class Request:
     sampler: Sampler
     stop_token_ids: frozenset[int] = frozenset()
     slide: bool = False
+    source: list[int] | None = None
     new_tokens: list[int] = dataclasses.field(default_factory=list)
     finished: str = ""
 
@@ -56,7 +59,7 @@ class Engine:
     """Runs requests for one model.
 
     Args:
-        model: a `CausalLM`.
+        model: a `CausalLM` or a `Seq2SeqLM`.
 
     Example:
     ```python
@@ -71,23 +74,29 @@ class Engine:
         self.model = model
         config = model.config
         self.limit = config.max_sequence_length
+        self.has_encoder = config.num_encoder_layers > 0
+        self._encode = _compiled(model, self._encode_step)
         self._prefill = _compiled(model, self._prefill_step)
         self._insert = _compiled(model, _insert, donate=0)
         self._greedy_step = _compiled(model, self._decode_greedy, donate=0)
         self._sample_step = _compiled(model, self._decode_sample, donate=0)
+        self._logits_step = _compiled(model, self._decode, donate=0)
+        self._reorder = _compiled(model, _reorder)
 
     def run(self, requests: list[Request]):
         """Advances all requests together; yields the list after every step, until all are finished."""
         slots = bucket(len(requests), 1 << 30)
         needed = max(len(r.prompt) + r.max_new_tokens for r in requests)
         cache = self._empty_cache(slots, bucket(needed, self.limit, SMALLEST_BUCKET))
+        source = self._empty_source(slots, requests)
         lengths = np.zeros(slots, "int32")
         tokens = np.zeros(slots, "int32")
         for slot, request in enumerate(requests):
-            cache = self._start(cache, slot, request, request.prompt, tokens, lengths)
+            source = self._read_source(source, slot, request)
+            cache = self._start(cache, source, slot, request, request.prompt, tokens, lengths)
         yield requests
         while any(not r.finished for r in requests):
-            tokens_made, cache = self._step(cache, tokens, lengths, requests)
+            tokens_made, cache = self._step(cache, source, tokens, lengths, requests)
             for slot, request in enumerate(requests):
                 if request.finished:
                     continue
@@ -97,31 +106,79 @@ class Engine:
                 if not request.finished and lengths[slot] >= self.limit:
                     if request.slide:
                         recent = (request.prompt + request.new_tokens)[-(self.limit // 2 or 1) :]
-                        cache = self._start(cache, slot, request, recent, tokens, lengths)
+                        cache = self._start(cache, source, slot, request, recent, tokens, lengths)
                     else:
                         request.finished = "length"
             yield requests
 
-    def _start(self, cache, slot, request, prompt, tokens, lengths):
-        """Prefills a prompt into a slot and takes its first token."""
-        width = bucket(len(prompt), self.limit, SMALLEST_BUCKET)
+    def begin(self, request: Request, slots: int):
+        """Prefills one prompt into the first of some slots; the step for a search that chooses its own tokens.
+
+        Returns:
+            logits of the next token, float32 (1, vocabulary), and the state to `advance`.
+        """
+        slots = bucket(slots, 1 << 30)
+        needed = min(self.limit, len(request.prompt) + request.max_new_tokens)
+        cache = self._empty_cache(slots, bucket(needed, self.limit, SMALLEST_BUCKET))
+        source = self._read_source(self._empty_source(slots, [request]), 0, request)
+        if self.has_encoder:
+            pairs, lengths = source
+            source = self._reorder(pairs, np.zeros(slots, "int32")), np.full_like(lengths, lengths[0])
+        logits, cache = self._fill(cache, source, 0, request.prompt)
+        return _numpy(logits), (cache, source, len(request.prompt))
+
+    def advance(self, state, tokens: list[int], parents: list[int]):
+        """Lets slot i go on from what was in slot `parents[i]`, with `tokens[i]`.
+
+        Returns:
+            logits of the next token, float32 (slots, vocabulary), and the new state; the old one is used up.
+        """
+        cache, source, length = state
+        slots = cache[0][0].shape[0]
+        rows = np.zeros(slots, "int32")
+        rows[: len(parents)] = parents
+        cache = self._reorder(cache, rows)
+        made = np.zeros(slots, "int32")
+        made[: len(tokens)] = tokens
+        logits, cache = self._logits_step(cache, made, np.full(slots, length, "int32"), source)
+        return _numpy(logits), (cache, source, length + 1)
+
+    def _read_source(self, source, slot, request):
+        """Runs a request's source through the encoder, into its slot."""
+        if not self.has_encoder:
+            return source
+        width = bucket(len(request.source), self.limit, SMALLEST_BUCKET)
         token_ids = np.zeros((1, width), "int32")
-        token_ids[0, : len(prompt)] = prompt
-        logits, pairs = self._prefill(token_ids, np.array([len(prompt) - 1], "int32"))
-        cache = self._insert(cache, pairs, np.int32(slot))
+        token_ids[0, : len(request.source)] = request.source
+        pairs, lengths = source
+        lengths[slot] = len(request.source)
+        made = self._encode(token_ids, lengths[slot : slot + 1])
+        return self._insert(pairs, made, np.int32(slot)), lengths
+
+    def _start(self, cache, source, slot, request, prompt, tokens, lengths):
+        """Prefills a prompt into a slot and takes its first token."""
+        logits, cache = self._fill(cache, source, slot, prompt)
         tokens[slot] = int(_numpy(_choose(logits, *self._settings([request])))[0])
         lengths[slot] = len(prompt)
         request.accept(int(tokens[slot]))
         return cache
 
-    def _step(self, cache, tokens, lengths, requests):
+    def _fill(self, cache, source, slot, prompt):
+        width = bucket(len(prompt), self.limit, SMALLEST_BUCKET)
+        token_ids = np.zeros((1, width), "int32")
+        token_ids[0, : len(prompt)] = prompt
+        last = np.array([len(prompt) - 1], "int32")
+        logits, pairs = self._prefill(token_ids, last, self._source_of(source, slot))
+        return logits, self._insert(cache, pairs, np.int32(slot))
+
+    def _step(self, cache, source, tokens, lengths, requests):
         # Finished rows still compute, into their own slot, which nobody reads.
         positions = np.minimum(lengths, _cache_length(cache) - 1)
         if all(r.sampler.temperature == 0 for r in requests):
-            made, cache = self._greedy_step(cache, tokens, positions)
+            made, cache = self._greedy_step(cache, tokens, positions, source)
         else:
             settings = self._settings(requests, len(tokens))
-            made, cache = self._sample_step(cache, tokens, positions, *settings)
+            made, cache = self._sample_step(cache, tokens, positions, source, *settings)
         return _numpy(made), cache
 
     def _settings(self, requests, rows=None):
@@ -141,41 +198,75 @@ class Engine:
         dtype = self.model.compute_dtype
         return [(ops.zeros(shape, dtype), ops.zeros(shape, dtype)) for _ in range(c.num_layers)]
 
-    def _prefill_step(self, token_ids, last):
-        hidden, pairs = self.model.transformer(token_ids, update_cache=lambda _, new: new, training=False)
+    def _empty_source(self, slots, requests):
+        """(a (key, value) pair a layer, the sources' lengths); empty for models without an encoder."""
+        if not self.has_encoder:
+            return ()
+        longest = max(len(r.source) for r in requests)
+        width = bucket(longest, self.limit, SMALLEST_BUCKET)
+        return self._empty_cache(slots, width), np.ones(slots, "int32")
+
+    def _source_of(self, source, slot):
+        """One slot's source."""
+        if not self.has_encoder:
+            return ()
+        pairs, lengths = source
+        row = slice(slot, slot + 1)
+        return [tuple(x[row] for x in pair) for pair in pairs], lengths[row]
+
+    def _encode_step(self, token_ids, lengths):
+        network = self.model.transformer
+        hidden = network.encode(token_ids, _before(lengths, token_ids.shape[1]), training=False)
+        return network.decoder.project_source(hidden)
+
+    def _network(self, token_ids, source, **options):
+        network = self.model.transformer
+        if not self.has_encoder:
+            return network(token_ids, training=False, **options)
+        pairs, lengths = source
+        mask = _before(lengths, pairs[0][0].shape[1])
+        return network.decode(token_ids, [tuple(pair) for pair in pairs], mask, training=False, **options)
+
+    def _prefill_step(self, token_ids, last, source):
+        hidden, pairs = self._network(token_ids, source, update_cache=lambda _, new: new)
         hidden = ops.take_along_axis(hidden, ops.reshape(last, (-1, 1, 1)), axis=1)[:, 0]
         return self._logits(hidden), pairs
 
-    def _decode(self, cache, tokens, positions):
+    def _decode(self, cache, tokens, positions, source):
         columns = ops.arange(_cache_length(cache))[None, :]
         mask = columns <= positions[:, None]
         if self.model.config.sliding_window:
             mask = ops.logical_and(mask, columns > positions[:, None] - self.model.config.sliding_window)
-        hidden, cache = self.model.transformer(
+        hidden, cache = self._network(
             tokens[:, None],
+            source,
             positions=positions[:, None],
             cache=cache,
             update_cache=lambda pair, new: tuple(_write(old, row, positions) for old, row in zip(pair, new)),
             attention_mask=mask[:, None, None, :],
-            training=False,
         )
         return self._logits(hidden[:, 0]), cache
 
-    def _decode_greedy(self, cache, tokens, positions):
-        logits, cache = self._decode(cache, tokens, positions)
+    def _decode_greedy(self, cache, tokens, positions, source):
+        logits, cache = self._decode(cache, tokens, positions, source)
         return greedy(logits), cache
 
-    def _decode_sample(self, cache, tokens, positions, *settings):
-        logits, cache = self._decode(cache, tokens, positions)
+    def _decode_sample(self, cache, tokens, positions, source, *settings):
+        logits, cache = self._decode(cache, tokens, positions, source)
         return sample(logits, *settings), cache
 
     def _logits(self, hidden):
-        logits = ops.cast(self.model.transformer.embedding.logits(hidden), "float32")
+        logits = ops.cast(self.model.logits(hidden), "float32")
         tokenizer, size = self.model.tokenizer, self.model.config.vocabulary_size
         if tokenizer is None or tokenizer.vocabulary_size == size:
             return logits
         # A padded vocabulary: the ids that no token has are never made.
         return ops.where(ops.arange(size)[None, :] < tokenizer.vocabulary_size, logits, -1e30)
+
+
+def _before(lengths, width):
+    """(batch, width): True at the places before each row's length."""
+    return ops.arange(width)[None, :] < lengths[:, None]
 
 
 def _choose(logits, temperature, *settings):
@@ -195,6 +286,11 @@ def _insert(cache, pairs, slot):
         tuple(_write_slot(old, new[:, :length], slot) for old, new in zip(pair, filled))
         for pair, filled in zip(cache, pairs)
     ]
+
+
+def _reorder(cache, rows):
+    """The slots of a cache in another order; one may come twice."""
+    return [tuple(ops.take(x, rows, axis=0) for x in pair) for pair in cache]
 
 
 def _write_slot(old, new, slot):
@@ -217,6 +313,10 @@ def _write(old, new, positions):
 
 def _numpy(x) -> np.ndarray:
     return ops.convert_to_numpy(x)
+
+
+def _tensor(x):
+    return ops.convert_to_tensor(x) if isinstance(x, np.ndarray) else x
 
 
 def _compiled(model, function, donate=None):
@@ -242,7 +342,6 @@ def _compiled(model, function, donate=None):
 
     def run(*arguments):
         with torch.inference_mode():
-            tensors = (ops.convert_to_tensor(a) if isinstance(a, np.ndarray) else a for a in arguments)
-            return function(*tensors)
+            return function(*keras.tree.map_structure(_tensor, arguments))
 
     return run

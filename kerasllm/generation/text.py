@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from kerasllm.generation.beam import Beams, beam_search
 from kerasllm.generation.engine import Request
 from kerasllm.generation.sampling import Sampler
 
@@ -22,8 +23,12 @@ def generate(
     truncation=False,
     strip_prompt=False,
     stream=False,
+    num_beams=1,
+    length_penalty=1.0,
+    early_stopping=False,
 ):
     """See `CausalLM.generate`."""
+    beams = Beams(num_beams, length_penalty, early_stopping)
     settings = Sampler.from_arguments(sampler, temperature, top_k, top_p, seed)
     if settings.top_k > model.config.vocabulary_size:
         raise ValueError(
@@ -34,25 +39,34 @@ def generate(
     batch, as_text, single = _token_prompts(model, prompts)
     stop = _stop_strings(model, stop)
     stop_token_ids = _stop_token_ids(model, stop_token_ids)
+    has_encoder = model.config.num_encoder_layers > 0
+    strip_prompt = strip_prompt or has_encoder  # A source is not part of the answer.
     requests = [
         Request(
-            _fit_context(model, ids, max_new_tokens, truncation),
+            _fit_context(model, [model.start_token_id] if has_encoder else ids, max_new_tokens, truncation),
             max_new_tokens,
             settings,
             stop_token_ids,
             slide=truncation,
+            source=_fit_source(model, ids, truncation) if has_encoder else None,
         )
         for ids in batch
     ]
+    if num_beams > 1 and (settings.temperature > 0 or stream):
+        raise ValueError("Beam search is neither sampled nor streamed. Use sampler='greedy' without `stream`.")
     if stream:
         if not single:
             raise ValueError(f"`stream=True` takes one prompt. Received: {len(batch)} prompts")
         return _stream(model, requests[0], stop, as_text)
     decoders = [_Pieces(model.tokenizer, r, stop) for r in requests] if as_text else []
-    for _ in model.engine.run(requests):
-        if stop:
-            for decoder in decoders:
-                decoder.advance()
+    if num_beams > 1:
+        for request in requests:
+            beam_search(model.engine, request, beams)
+    else:
+        for _ in model.engine.run(requests):
+            if stop:
+                for decoder in decoders:
+                    decoder.advance()
     answers = []
     for i, (ids, request) in enumerate(zip(batch, requests)):
         if not as_text:
@@ -83,7 +97,8 @@ def _token_prompts(model, prompts):
         return [[int(t) for t in ids] for ids in batch], False, single
     if model.tokenizer is None:
         raise ValueError("The model has no tokenizer, so prompts must be lists of token ids. Received: text")
-    return [model.tokenizer.encode(text) for text in texts], True, single
+    encode = model.encode_source if model.config.num_encoder_layers else model.tokenizer.encode
+    return [encode(text) for text in texts], True, single
 
 
 def _fit_context(model, ids, max_new_tokens, truncation):
@@ -106,6 +121,18 @@ def _fit_context(model, ids, max_new_tokens, truncation):
             f"{limit}. Ask for at most {limit - len(ids)}, or pass truncation=True to let the context slide."
         )
     return list(ids)
+
+
+def _fit_source(model, ids, truncation):
+    limit = model.config.max_sequence_length
+    if not ids:
+        raise ValueError("The source is empty. Give at least one token.")
+    if len(ids) > limit and not truncation:
+        raise ValueError(
+            f"The source has {len(ids)} tokens, and the encoder reads {limit}. "
+            "Shorten it, or pass truncation=True to keep its beginning."
+        )
+    return list(ids[:limit])
 
 
 def _stop_strings(model, stop):

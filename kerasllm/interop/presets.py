@@ -4,8 +4,10 @@ Reading executes nothing: JSON and safetensors only, sizes and shapes checked be
 """
 
 import json
+import math
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import keras
@@ -13,203 +15,235 @@ import numpy as np
 
 from kerasllm.config import TransformerConfig
 from kerasllm.files import written_aside
-from kerasllm.interop import gpt2
+from kerasllm.interop import bert, gpt2, llama, own, t5
+from kerasllm.interop.family import Family, Table
+from kerasllm.interop.shapes import Shapes, head_shapes, weight_shapes
+from kerasllm.interop.tasks import TASKS, check_task, count_labels, read_options, task_of, write_options
+from kerasllm.interop.tokenizer_files import has_tokenizer
+from kerasllm.interop.weight_files import (
+    DTYPES,
+    Tensor,
+    find_tensors,
+    fresh_copy,
+    read_json,
+    stale_files,
+    write_tensors,
+)
 from kerasllm.tokenizers import Tokenizer
 
-FAMILIES = {gpt2.MODEL_TYPE: gpt2}
-OWN_TYPE = "kerasllm"
+FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in (gpt2, bert, t5, llama, own)}
 MAX_JSON_BYTES = 1 << 20
-FLOATS = ("F32", "F16", "BF16", "F64")
+HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 
-class _Own:
-    """The format of configs that no family covers: our own names, our own config."""
-
-    MODEL_TYPE = OWN_TYPE
-    ARCHITECTURE = "KerasLLMForCausalLM"
-
-    @staticmethod
-    def from_hf(values):
-        if not isinstance(values.get("transformer"), dict):
-            raise ValueError("config.json of model_type 'kerasllm' lacks its 'transformer' section.")
-        return TransformerConfig.from_dict(values["transformer"])
-
-    @staticmethod
-    def to_hf(config):
-        return {"transformer": config.to_dict(), "vocab_size": config.vocabulary_size}
-
-    @staticmethod
-    def tensors(config):
-        return {path.replace("/", "."): [path] for path in _shapes(config)}
-
-    @staticmethod
-    def ignored(name, config):
-        return False
-
-    @staticmethod
-    def standard_name(name):
-        return name
-
-
-def save_to_preset(model, directory) -> None:
+def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> None:
     """See `LanguageModel.save_to_preset`."""
-    import safetensors.numpy
-
-    family = next((f for f in FAMILIES.values() if f.covers(model.config)), _Own)
+    task = task_of(type(model))
+    family = next((f for f in FAMILIES.values() if f.covers(model, task)), own.FAMILY)
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"A file is in the way of the directory to save to: {str(directory)!r}")
     variables = variables_by_path(model)
-    weights = {}
-    for name, paths in family.tensors(model.config).items():
-        parts = [_array(variables, path) for path in paths]
-        weights[name] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-    weights = {name: np.ascontiguousarray(value) for name, value in weights.items()}
-    end = model.tokenizer.end_token_id if model.tokenizer else None
-    start = model.tokenizer.start_token_id if model.tokenizer else None
-    tokens = {"bos_token_id": end if start is None else start, "eos_token_id": end}
+    table = {**family.tensors(model.config), **head_table(family, task, model.config)}
+    sizes = {name: sum(_num_bytes(variables[_plain(path)]) for path in paths) for name, paths in table.items()}
+    tokens = _special_tokens(model.tokenizer)
     config = {
-        "architectures": [family.ARCHITECTURE],
-        "model_type": family.MODEL_TYPE,
+        "architectures": [family.architectures[task]],
+        "model_type": family.model_type,
         "dtype": keras.backend.standardize_dtype(model.variable_dtype),
         **tokens,
         **family.to_hf(model.config),
+        **write_options(model),
     }
+    generation = {key: config[key] for key in (*tokens, "decoder_start_token_id") if key in config}
     # All files are written and on the disk before the first takes its place: what can fail comes first.
     shutil.rmtree(directory / ".preset", ignore_errors=True)  # What a killed save may have left.
     with written_aside(directory / ".preset") as aside:
         aside.mkdir(parents=True)
-        safetensors.numpy.save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(aside, sizes, lambda name: _joined(variables, table[name]), max_shard_bytes)
         if model.tokenizer is not None:
             model.tokenizer.save_to_preset(aside)
-        for name, content in (("generation_config.json", tokens), ("config.json", config)):
+        for name, content in (("generation_config.json", generation), ("config.json", config)):
             (aside / name).write_text(json.dumps(content, indent=2) + "\n")
-    for path in (directory / ".preset").iterdir():
-        os.replace(path, directory / path.name)
+    written = [path.name for path in (directory / ".preset").iterdir()]
+    for name in written:
+        os.replace(directory / ".preset" / name, directory / name)
     (directory / ".preset").rmdir()
+    for path in stale_files(directory, written):
+        path.unlink()
 
 
-def load_preset(cls, directory, dtype=None):
+def load_preset(cls, directory, dtype=None, **options):
     """See `LanguageModel.from_preset`."""
-    from safetensors import SafetensorError, safe_open
+    directory, task = Path(directory), task_of(cls)
+    values = _read_values(directory)
+    family = _family_of(values, directory)
+    tensors = {family.standard_name(name): tensor for name, tensor in find_tensors(directory).items()}
+    config = family.refine(family.from_hf(values), tensors, task)
+    head = head_table(family, task, config)
+    architecture = (values.get("architectures") or [family.model_type])[0]
+    check_task(task, config, architecture, directory)
+    if architecture in family.architectures.values() and architecture != family.architectures.get(task):
+        # The head of another task, which may go by the same name.
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+        values.pop("id2label", None)
+    options = read_options(values, cls, options)
 
-    directory = Path(directory)
-    family, config = read_config(directory)
-    path = directory / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(directory)!r} has no model.safetensors. Pickled weights (.bin) are never read.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = _checked_names(file, family, config, path)
-            tokenizer = Tokenizer.from_preset(directory) if (directory / "tokenizer.json").is_file() else None
-            model = cls(config, tokenizer=tokenizer, dtype=dtype)
-            variables = variables_by_path(model)
-            for name, paths in family.tensors(config).items():
-                _assign(variables, paths, file.get_tensor(names[name]))
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is damaged or not a safetensors file: {error}") from None
-    return model
+    table = {**family.tensors(config), **head}
+    fresh = _check_names(table, tensors, family, config, directory)
+    table = {name: paths for name, paths in table.items() if name not in fresh}
+    shapes = {**weight_shapes(config), **head_shapes(task, config, count_labels(options))}
+    sources = {}
+    for name, paths in table.items():
+        _check_tensor(name, tensors[name], paths, shapes)
+        sources |= {_plain(path): _source(tensors[name], paths, path, shapes) for path in paths}
+    if fresh:
+        warnings.warn(
+            f"{str(directory)!r} holds a {architecture}, which lacks {_some(fresh)}: these weights of the {task} start "
+            "new, and are to be trained.",
+            stacklevel=3,
+        )
+    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
+    dtypes = {tensors[name].dtype for name in table}
+    dtype = dtype or (HALVES.get(*dtypes) if len(dtypes) == 1 else None)
+    return _filled(lambda: cls(config, tokenizer=tokenizer, dtype=dtype, **options), sources)
 
 
-def read_config(directory) -> tuple[object, TransformerConfig]:
+def read_config(directory) -> tuple[Family, TransformerConfig]:
     """(family, config) of a directory, from its config.json alone.
 
     Raises:
         FileNotFoundError, ValueError: what is missing or not supported.
     """
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{os.fspath(directory)!r} is no model directory: it has no config.json.")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{str(path)!r} is larger than {MAX_JSON_BYTES} bytes, which no config is.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{str(path)!r} holds no JSON object.")
-    kind = values.get("model_type")
-    families = {**FAMILIES, OWN_TYPE: _Own}
-    if not isinstance(kind, str) or kind not in families:
-        raise ValueError(f"Unknown model_type {kind!r} in {str(path)!r}. Supported: {', '.join(families)}")
-    return families[kind], families[kind].from_hf(values)
+    directory = Path(directory)
+    values = _read_values(directory)
+    family = _family_of(values, directory)
+    return family, family.from_hf(values)
 
 
 def variables_by_path(model) -> dict[str, keras.Variable]:
-    """The transformer's weights under their paths, such as "block_0/attention/query/kernel"."""
-    return {v.path.split("transformer/", 1)[1]: v for v in model.transformer.weights}
+    """The weights under their paths, such as "block_0/attention/query/kernel" or "masked_head/bias"; those of the
+    transformer without its name."""
+    return {v.path.removeprefix("transformer/"): v for v in model.weights}
 
 
-def _checked_names(file, family, config, path) -> dict[str, str]:
-    """The file's own name of each tensor in the family's table, once all shapes agree with the config."""
-    names = {family.standard_name(name): name for name in file.keys()}  # noqa: SIM118 (not a dict)
-    shapes = _shapes(config)
-    table = family.tensors(config)
-    missing = [name for name in table if name not in names]
-    extra = [n for n in names if n not in table and not family.ignored(n, config)]
-    if missing or extra:
-        what = f"lacks {_some(missing)}" if missing else f"has tensors the config knows nothing of: {_some(extra)}"
-        raise ValueError(f"{str(path)!r} {what}.")
-    for name, paths in table.items():
-        tensor = file.get_slice(names[name])
-        if tensor.get_dtype() not in FLOATS:
-            raise ValueError(f"{name!r} in {str(path)!r} is {tensor.get_dtype()}, and weights are {', '.join(FLOATS)}.")
-        found = tuple(tensor.get_shape())
-        parts = [shapes[p.removesuffix(".T")] for p in paths]
-        expected = (*parts[0][:-1], sum(part[-1] for part in parts))
-        expected = expected[::-1] if paths[0].endswith(".T") else expected
-        if found != expected:
-            raise ValueError(f"{name!r} in {str(path)!r} has shape {found}, and config.json says {expected}.")
-    return names
+def _read_values(directory: Path) -> dict:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(directory)!r} is no model directory: it has no config.json.")
+    values = read_json(path, MAX_JSON_BYTES)
+    architectures = values.get("architectures")
+    if architectures is not None and not (isinstance(architectures, list) and all(map(_is_text, architectures))):
+        raise ValueError(f"architectures in {str(path)!r} must be a list of names. Received: {architectures!r}")
+    generation = directory / "generation_config.json"
+    if "decoder_start_token_id" not in values and generation.is_file():  # transformers 5 keeps it there.
+        start = read_json(generation, MAX_JSON_BYTES).get("decoder_start_token_id")
+        values["decoder_start_token_id"] = start
+    return values
 
 
-def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every weight, under its path, from the config alone."""
-    d, f = config.hidden_dim, config.intermediate_dim
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes = {"embedding/tokens/embeddings": (config.vocabulary_size, d)}
-    if not config.tie_embeddings:
-        shapes["embedding/tokens/reverse_embeddings"] = (d, config.vocabulary_size)
-    if config.positions == "learned":
-        shapes["embedding/positions/embeddings"] = (config.max_sequence_length, d)
-    norms = ["final_norm"] if config.norm_position == "pre" else []
-    for i in range(config.num_layers):
-        dense = {
-            "attention/query": (d, q),
-            "attention/key": (d, kv),
-            "attention/value": (d, kv),
-            "attention/output_dense": (q, d),
-            "feed_forward/up": (d, f),
-            "feed_forward/down": (f, d),
-        }
-        if config.gated:
-            dense["feed_forward/gate"] = (d, f)
-        for name, shape in dense.items():
-            shapes[f"block_{i}/{name}/kernel"] = shape
-            if config.use_bias:
-                shapes[f"block_{i}/{name}/bias"] = shape[-1:]
-        norms += [f"block_{i}/attention_norm", f"block_{i}/feed_forward_norm"]
-    for name in norms:
-        shapes[f"{name}/{'scale' if config.norm == 'rms_norm' else 'gamma'}"] = (d,)
-        if config.norm == "layer_norm" and config.use_bias:
-            shapes[f"{name}/beta"] = (d,)
-    return shapes
+def _family_of(values: dict, directory: Path) -> Family:
+    kind = values.get("model_type")
+    if not _is_text(kind) or kind not in FAMILIES:
+        path = str(directory / "config.json")
+        raise ValueError(f"Unknown model_type {kind!r} in {path!r}. Supported: {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
 
 
-def _array(variables, path) -> np.ndarray:
-    value = keras.ops.convert_to_numpy(variables[path.removesuffix(".T")].value)
-    return value.T if path.endswith(".T") else value
+def head_table(family: Family, task: str, config: TransformerConfig) -> Table:
+    """The tensors of what a task has beside the transformer."""
+    return family.heads[task] if task in family.heads else own.head(task, config)
 
 
-def _assign(variables, paths, tensor) -> None:
-    if paths[0].endswith(".T"):
-        tensor = tensor.T
-    start = 0
-    for path in paths:
-        variable = variables[path.removesuffix(".T")]
-        stop = start + variable.shape[-1]
-        variable.assign(tensor[..., start:stop])
-        start = stop
+def _check_names(table: Table, tensors, family: Family, config: TransformerConfig, directory) -> list[str]:
+    """The tensors that start new because the file has none of their kind; raises for others, and for unknown ones."""
+    missing = [name for name in table if name not in tensors]
+    starts = (*family.fresh, *own.FAMILY.fresh)
+    fresh = [s for s in starts if all(name in missing for name in table if name.startswith(s))]
+    lacking = [name for name in missing if not name.startswith(tuple(fresh))]
+    if lacking:
+        raise ValueError(f"{str(directory)!r} lacks {_some(lacking)}.")
+    heads = {name for task in TASKS for name in head_table(family, task, config)}
+    extra = [n for n in tensors if n not in table and n not in heads and not family.ignored(n, config)]
+    if extra:
+        raise ValueError(f"{str(directory)!r} has tensors the config knows nothing of: {_some(extra)}.")
+    return missing
+
+
+def _check_tensor(name: str, tensor: Tensor, paths: list[str], shapes: Shapes) -> None:
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"{name!r} in {str(tensor.path)!r} is {tensor.dtype}, and weights are {', '.join(DTYPES)}.")
+    parts = [shapes[_plain(path)] for path in paths]
+    expected = (*parts[0][:-1], sum(part[-1] for part in parts))
+    expected = expected[::-1] if paths[0].endswith(".T") else expected
+    if tensor.shape != expected:
+        raise ValueError(f"{name!r} in {str(tensor.path)!r} has shape {tensor.shape}, and config.json says {expected}.")
+
+
+def _source(tensor: Tensor, paths: list[str], path: str, shapes: Shapes):
+    """A function that reads a weight from its part of a tensor."""
+    start = sum(shapes[each][-1] for each in paths[: paths.index(path)])
+
+    def read() -> np.ndarray:
+        mapped = tensor.read()
+        return fresh_copy(mapped.T if path.endswith(".T") else mapped[..., start : start + shapes[path][-1]])
+
+    return read
+
+
+def _filled(make, sources):
+    """The model that `make` makes, with these weights in place of initial ones, which are never allocated."""
+    if keras.distribution.distribution() is not None:  # Keras lays out initial weights in ways of its own.
+        model = make()
+        for path, variable in variables_by_path(model).items():
+            if path in sources:
+                variable.assign(sources[path]())
+        return model
+    with keras.StatelessScope():  # Variables made in it are initialized when it ends, one after the other.
+        model = make()
+        for path, variable in variables_by_path(model).items():
+            if path in sources:
+                variable._initializer = _FromFile(sources[path])
+    if keras.backend.backend() == "torch":
+        for module in model.modules():
+            getattr(module, "torch_params", None)  # In the scope no layer told PyTorch of its parameters.
+    return model
+
+
+class _FromFile(keras.initializers.Initializer):
+    """An initializer that reads a weight."""
+
+    def __init__(self, read):
+        self.read = read
+
+    def __call__(self, shape, dtype=None):
+        return keras.ops.convert_to_tensor(self.read(), dtype=dtype)
+
+
+def _joined(variables, paths: list[str]) -> np.ndarray:
+    parts = [keras.ops.convert_to_numpy(variables[_plain(path)].value) for path in paths]
+    parts = [part.T if path.endswith(".T") else part for part, path in zip(parts, paths)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _special_tokens(tokenizer) -> dict[str, int | None]:
+    end = tokenizer.end_token_id if tokenizer else None
+    start = tokenizer.start_token_id if tokenizer else None
+    pad = tokenizer.pad_token_id if tokenizer else None
+    tokens = {"bos_token_id": end if start is None else start, "eos_token_id": end}
+    return tokens if pad is None else {**tokens, "pad_token_id": pad}
+
+
+def _num_bytes(variable) -> int:
+    return math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
+
+
+def _plain(path: str) -> str:
+    return path.removesuffix(".T")
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
 
 
 def _some(names: list[str]) -> str:

@@ -1,24 +1,12 @@
 """CausalLM: a Transformer trained to predict the next token."""
 
-import contextlib
-from typing import NamedTuple
-
 import keras
 import numpy as np
 from keras import ops
 
 from kerasllm.losses import token_log_likelihoods
-from kerasllm.models.language_model import LanguageModel
-
-
-class Trace(NamedTuple):
-    """What happened inside: tokens (strings), `attentions[layer]` (batch, heads, query, key), `hidden_states`
-    (the embeddings, then each layer's output, (batch, length, dim)), and the logits."""
-
-    tokens: list[str]
-    attentions: list
-    hidden_states: list
-    logits: object
+from kerasllm.models.inputs import causal_rows, is_text, model_inputs
+from kerasllm.models.language_model import LanguageModel, no_gradient
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -60,17 +48,8 @@ class CausalLM(LanguageModel):
             raise ValueError("A CausalLM needs a config with causal=True. Received: causal=False")
         self._engine = None
 
-    def as_data(self, x, y=None, sample_weight=None, batch_size=32, shuffle=False):
-        """Whatever `fit` and `evaluate` take, as batches of (x, next tokens[, weights])."""
-        from kerasllm.models.inputs import causal_data
-
-        return causal_data(self, x, y, sample_weight, batch_size, shuffle)
-
-    def predict(self, x, batch_size=None, **kwargs):
-        """Logits (batch, length, vocabulary_size); strings are padded on the right to the longest."""
-        from kerasllm.models.inputs import prediction_data
-
-        return super().predict(prediction_data(self, x), batch_size=batch_size, **kwargs)
+    def row_data(self, x, y, sample_weight, batch_size, shuffle):
+        return causal_rows(self, x, y, sample_weight, batch_size, shuffle)
 
     def score(self, texts):
         """Log-likelihood, in nats, of each token after the first given those before it.
@@ -81,32 +60,17 @@ class CausalLM(LanguageModel):
         Returns:
             a list of float32 arrays, of one number fewer than the text has tokens.
         """
-        from kerasllm.models.inputs import is_text, model_inputs
-
         if not is_text(texts):
             texts = list(texts)  # The rows of an array are read like lists.
         inputs = model_inputs(self, texts)
         ids, mask = inputs["token_ids"], inputs["padding_mask"]
         targets = np.roll(ids, -1, axis=1).reshape(-1)
-        with _no_gradient():
+        with no_gradient():
             hidden = self.transformer(training=False, **inputs)
             flat = ops.reshape(hidden, (-1, self.config.hidden_dim))
             scores = token_log_likelihoods(flat, self.transformer.embedding.head_kernel(), targets)
         scores = ops.convert_to_numpy(scores).reshape(ids.shape)
         return [row[: length - 1] for row, length in zip(scores, mask.sum(axis=1))]
-
-    def trace(self, text):
-        """Runs a text (or token ids) through the explicit attention path and returns a `Trace`."""
-        from kerasllm.models.inputs import model_inputs
-
-        inputs = model_inputs(self, [text])
-        ids = [int(i) for i in inputs["token_ids"][0]]
-        tokens = [self.tokenizer.id_to_token(i) if self.tokenizer else str(i) for i in ids]
-        with _no_gradient():
-            hidden, states, attentions = self.transformer(training=False, trace=True, **inputs)
-            logits = self.transformer.embedding.logits(hidden)
-        convert = ops.convert_to_numpy
-        return Trace(tokens, [convert(a) for a in attentions], [convert(s) for s in states], convert(logits))
 
     @property
     def engine(self):
@@ -129,6 +93,8 @@ class CausalLM(LanguageModel):
             stop_token_ids: tokens at which it ends; the tokenizer's end token when left out, `[]` for never.
             truncation: cut a prompt that is too long to its end, and let the context slide when it is full.
             strip_prompt: return only what is new.
+            num_beams, length_penalty, early_stopping: beam search instead of one greedy answer; see
+                `kerasllm.generation.beam.Beams`.
             stream: return an iterator of pieces of the new text (or of new token ids) as they are made.
 
         Returns:
@@ -145,12 +111,3 @@ class CausalLM(LanguageModel):
         from kerasllm.generation.text import generate
 
         return generate(self, prompts, max_new_tokens, **options)
-
-
-def _no_gradient():
-    """PyTorch alone records what it computes outside of training, unless told not to."""
-    if keras.backend.backend() != "torch":
-        return contextlib.nullcontext()
-    import torch
-
-    return torch.no_grad()

@@ -1,7 +1,6 @@
 """What users hand to fit, evaluate, predict and score, as the arrays and batches that the model reads."""
 
 import inspect
-from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -10,78 +9,95 @@ from kerasllm.data.arrays import ArrayDataset
 from kerasllm.data.counted import CountedDataset
 from kerasllm.data.dataset import TokenDataset
 from kerasllm.data.shards import TokenShards
+from kerasllm.objectives.next_token import causal
 
 
-def causal_data(model, x, y=None, sample_weight=None, batch_size=32, shuffle=False):
-    """Batches of (x, next tokens[, weights]) from anything `CausalLM.fit` takes; see there."""
+def task_data(model, x, y=None, sample_weight=None, batch_size=32, shuffle=False):
+    """Batches of (x[, y[, sample_weight]]) from anything `fit` takes.
+
+    Batches that the user made are checked and passed on; rows of text or arrays are the task's to read, with
+    `model.row_data`.
+    """
     if isinstance(x, TokenDataset):
         _check_shards(model, x.shards)
         return x
     if isinstance(x, ArrayDataset):
-        ids = x.parts[0]
-        model.check_token_ids(ids["token_ids"] if isinstance(ids, dict) else ids)
-        model.check_token_ids(x.parts[1])
+        _checked_batch(model, x.parts)
     if isinstance(x, CountedDataset):
         return x
     if isinstance(x, keras.utils.PyDataset):
         return _CheckedDataset(model, x)
     if _is_tf_dataset(x):
-        return _checked_tf_dataset(model, x)
-    if is_text(x):
-        return _text_data(model, [x] if isinstance(x, str) else list(x), batch_size, shuffle)
+        if not _holds_text(x):
+            return _checked_tf_dataset(model, x)
+        (x, y, sample_weight), shuffle = _text_columns(x), False
     if inspect.isgenerator(x):
         return _checked_batches(model, x)
-    if not _is_arrays(x):
+    if not _is_rows(x):
         return x  # A DataLoader: Keras knows what to do with it.
-    inputs = model_inputs(model, x)
-    if sample_weight is not None and np.ndim(sample_weight) == 1:
-        # A weight for each row, as Keras allows, is one for each of its tokens.
-        sample_weight = np.broadcast_to(np.asarray(sample_weight)[:, None], inputs["token_ids"].shape)
-    if y is None:
-        inputs, y, sample_weight = _shifted(inputs, sample_weight)
-    model.check_token_ids(y)
-    return ArrayDataset(
-        inputs, np.asarray(y), sample_weight, batch_size, shuffle=shuffle, fill_last=model.uses_default_loss
-    )
+    return model.row_data(x, y, sample_weight, batch_size, shuffle)
 
 
 def prediction_data(model, x):
-    """What `predict` takes, checked: arrays of texts, lists and arrays; batches of batches."""
+    """What `predict` takes, checked: the arrays of texts, lists and arrays; batches of batches."""
     if isinstance(x, keras.utils.PyDataset):
         return x if isinstance(x, CountedDataset) else _CheckedDataset(model, x)
     if _is_tf_dataset(x):
-        return _checked_tf_dataset(model, x)
+        return model.as_inputs(_text_columns(x)[0]) if _holds_text(x) else _checked_tf_dataset(model, x)
     if inspect.isgenerator(x):
         return _checked_batches(model, x)
-    return model_inputs(model, x) if _is_arrays(x) else x
+    return model.as_inputs(x) if _is_rows(x) else x
 
 
-def _is_arrays(x) -> bool:
-    return isinstance(x, str | dict | np.ndarray | list | tuple) or hasattr(x, "shape")
-
-
-def model_inputs(model, x) -> dict[str, np.ndarray]:
-    """The dict of arrays that the model reads: texts and ragged lists are padded on the right and masked."""
+def causal_rows(model, x, y, sample_weight, batch_size, shuffle):
+    """Batches of (x, next tokens[, weights]) from the rows that `CausalLM.fit` takes; see there."""
     if is_text(x):
-        if model.tokenizer is None:
-            raise ValueError("The model has no tokenizer, so it reads token ids. Received: text")
-        x = [model.tokenizer.encode(text) for text in ([x] if isinstance(x, str) else x)]
+        end = tokenizer_of(model).end_token_id
+        texts = [x] if isinstance(x, str) else list(x)
+        documents = [model.tokenizer.encode(text) + ([] if end is None else [end]) for text in texts]
+        return packed_data(model, documents, causal, batch_size, shuffle)
+    inputs = model_inputs(model, x, spare=1)
+    if y is None:
+        inputs, y, sample_weight = _shifted(inputs, sample_weight)
+    return array_data(model, inputs, y, sample_weight, batch_size, shuffle)
+
+
+def array_data(model, inputs, y, sample_weight, batch_size, shuffle):
+    """Batches of arrays, their targets checked."""
+    if y is None:
+        raise ValueError(f"A {type(model).__name__} trains on targets too. Received: y=None")
+    y = np.asarray(y)
+    model.target_range.check(y)
+    if sample_weight is not None:
+        sample_weight = _item_weights(sample_weight, y.shape)
+    return ArrayDataset(inputs, y, sample_weight, batch_size, shuffle=shuffle, fill_last=model.uses_default_loss)
+
+
+def packed_data(model, documents: list[list[int]], objective, batch_size: int, shuffle: bool) -> TokenDataset:
+    """Batches of an objective on documents: as many in a row as fit, and none sees another."""
+    tokenizer = model.tokenizer
+    return TokenDataset(
+        TokenShards.from_arrays(documents, tokenizer_fingerprint=tokenizer and tokenizer.fingerprint),
+        sequence_length=min(model.config.max_sequence_length, max(2, *map(len, documents))),
+        batch_size=batch_size,
+        packing="documents",
+        objective=objective,
+        shuffle=shuffle,
+        drop_remainder=False,
+        pad_token_id=pad_token_id(model),
+    )
+
+
+def model_inputs(model, x, spare: int = 0) -> dict[str, np.ndarray]:
+    """The dict of arrays that the model reads: texts and ragged lists are padded on the right and masked.
+
+    Args:
+        spare: tokens that a row may have beyond the model's context, because they are only targets.
+    """
+    if is_text(x):
+        x = tokenizer_of(model).encode([x] if isinstance(x, str) else list(x))
     if isinstance(x, list | tuple):
-        if len(x) == 0 or any(np.size(row) == 0 for row in x):
-            raise ValueError("There is nothing to read: an empty list or an empty text. Give at least one token.")
-        rows = [np.asarray(row) for row in x]
-        if any(row.ndim != 1 for row in rows):
-            raise ValueError(
-                "A list of token ids must be a list of rows, each a list of integers. "
-                f"Received: rows of shape {rows[0].shape}"
-            )
-        width = max(len(row) for row in rows)
-        ids = np.zeros((len(rows), width), "int32")
-        mask = np.zeros((len(rows), width), "bool")
-        for i, row in enumerate(rows):
-            model.check_token_ids(row)
-            ids[i, : len(row)], mask[i, : len(row)] = row, True
-        x = {"token_ids": ids, "padding_mask": mask}
+        x = padded_rows(model, x)
     elif not isinstance(x, dict):
         x = {"token_ids": keras.ops.convert_to_numpy(x)}
     inputs = {key: keras.ops.convert_to_numpy(value) for key, value in x.items() if value is not None}
@@ -92,9 +108,38 @@ def model_inputs(model, x) -> dict[str, np.ndarray]:
     if ids.ndim != 2:
         raise ValueError(f"`token_ids` must be (batch, length). Received: shape={ids.shape}")
     limit = model.config.max_sequence_length
-    if ids.shape[1] > limit + 1:  # One more than the context: the last one can be a target.
+    if ids.shape[1] > limit + spare:
         raise ValueError(f"The sequence has {ids.shape[1]} tokens, and the model's context is {limit}.")
     return inputs
+
+
+def padded_rows(model, rows) -> dict[str, np.ndarray]:
+    """Lists of token ids as `token_ids` and `padding_mask` (batch, longest), filled up on the right."""
+    if len(rows) == 0 or any(np.size(row) == 0 for row in rows):
+        raise ValueError("There is nothing to read: an empty list or an empty text. Give at least one token.")
+    rows = [np.asarray(row) for row in rows]
+    if any(row.ndim != 1 for row in rows):
+        raise ValueError(
+            "A list of token ids must be a list of rows, each a list of integers. "
+            f"Received: rows of shape {rows[0].shape}"
+        )
+    ids = np.full((len(rows), max(map(len, rows))), pad_token_id(model), "int32")
+    mask = np.zeros(ids.shape, "bool")
+    for i, row in enumerate(rows):
+        model.check_token_ids(row)
+        ids[i, : len(row)], mask[i, : len(row)] = row, True
+    return {"token_ids": ids, "padding_mask": mask}
+
+
+def pad_token_id(model) -> int:
+    return (model.tokenizer and model.tokenizer.pad_token_id) or 0
+
+
+def tokenizer_of(model):
+    """The model's tokenizer, or an error where there is none."""
+    if model.tokenizer is None:
+        raise ValueError("The model has no tokenizer, so it reads token ids. Received: text")
+    return model.tokenizer
 
 
 def is_text(x) -> bool:
@@ -103,6 +148,18 @@ def is_text(x) -> bool:
     if isinstance(x, np.ndarray):
         return x.dtype.kind in "US" or (x.dtype == object and all(isinstance(s, str) for s in x.flat))
     return isinstance(x, list | tuple) and len(x) > 0 and all(isinstance(s, str) for s in x)
+
+
+def _is_rows(x) -> bool:
+    return isinstance(x, str | dict | np.ndarray | list | tuple) or hasattr(x, "shape")
+
+
+def _item_weights(sample_weight, shape):
+    """A weight for each row, as Keras allows, is one for each of its tokens."""
+    sample_weight = np.asarray(sample_weight)
+    if sample_weight.ndim == 1 < len(shape):
+        return np.broadcast_to(sample_weight[:, None], shape)
+    return sample_weight
 
 
 def split_rows(arrays, fraction: float):
@@ -133,7 +190,7 @@ def _shifted(inputs, sample_weight):
         raise ValueError("A sequence of one token has no next token to predict. Give at least two.")
     y = inputs["token_ids"][:, 1:]
     if sample_weight is not None:
-        sample_weight = np.asarray(sample_weight)[:, 1:]
+        sample_weight = _item_weights(sample_weight, inputs["token_ids"].shape)[:, 1:]
     for key in ("padding_mask", "document_ids"):
         if key in inputs:
             values = inputs[key]
@@ -142,24 +199,6 @@ def _shifted(inputs, sample_weight):
                 counts = counts & (values[:, 1:] == values[:, :-1])
             sample_weight = counts.astype("float32") * (1.0 if sample_weight is None else sample_weight)
     return {key: value[:, :-1] for key, value in inputs.items()}, y, sample_weight
-
-
-def _text_data(model, texts: list[str], batch_size: int, shuffle: bool):
-    if model.tokenizer is None:
-        raise ValueError("The model has no tokenizer, so it trains on token ids. Received: text")
-    end = model.tokenizer.end_token_id
-    documents = [model.tokenizer.encode(text) + ([] if end is None else [end]) for text in texts]
-    shards = TokenShards.from_arrays(documents, tokenizer_fingerprint=model.tokenizer.fingerprint)
-    longest = max(len(ids) for ids in documents)
-    return TokenDataset(
-        shards,
-        sequence_length=min(model.config.max_sequence_length, max(2, longest)),
-        batch_size=batch_size,
-        packing="documents",
-        shuffle=shuffle,
-        drop_remainder=False,
-        pad_token_id=model.tokenizer.pad_token_id or 0,
-    )
 
 
 def _check_shards(model, shards) -> None:
@@ -202,36 +241,62 @@ def _checked_batches(model, batches):
 
 def _checked_batch(model, batch):
     parts = batch if isinstance(batch, tuple | list) else (batch,)
-    model.check_inputs(parts[0] if isinstance(parts[0], dict) else {"token_ids": parts[0]})
+    model.check_inputs(_as_dict(parts[0]))
     if len(parts) > 1 and parts[1] is not None:
-        model.check_token_ids(keras.ops.convert_to_numpy(parts[1]))
+        model.check_targets(keras.ops.convert_to_numpy(parts[1]))
     return batch
+
+
+def _as_dict(x) -> dict:
+    return x if isinstance(x, dict) else {"token_ids": x}
 
 
 def _is_tf_dataset(x) -> bool:
     return any(c.__module__.startswith("tensorflow.") and c.__name__ == "DatasetV2" for c in type(x).__mro__)
 
 
+def _holds_text(dataset) -> bool:
+    return getattr(keras.tree.flatten(dataset.element_spec)[0], "dtype", None) == "string"
+
+
+def _text_columns(dataset) -> tuple:
+    """(texts, y, sample_weight) of a pipeline of strings, which is read into memory; what it lacks is `None`."""
+
+    def plain(value):
+        return value.decode("utf-8") if isinstance(value, bytes) else value
+
+    is_batch = keras.tree.flatten(dataset.element_spec)[0].shape.rank
+    rows = (dataset.unbatch() if is_batch else dataset).as_numpy_iterator()
+    rows = [keras.tree.map_structure(plain, row) for row in rows]
+    columns = zip(*rows) if isinstance(dataset.element_spec, tuple) else [rows]
+    return (*(list(column) for column in columns), None, None)[:3]
+
+
 def _checked_tf_dataset(model, dataset):
-    """Token ids are checked in the pipeline; a pipeline of strings is read into documents."""
+    """Ids are checked in the pipeline."""
     import tensorflow as tf
 
     spec = dataset.element_spec
-    if getattr(spec, "dtype", None) == tf.string:
-        texts: Iterable = dataset.unbatch() if spec.shape.rank else dataset
-        texts = [text.decode("utf-8") for text in texts.as_numpy_iterator()]
-        return _text_data(model, texts, batch_size=32, shuffle=False)
-    size = model.config.vocabulary_size
+    spec = _as_dict(spec[0] if isinstance(spec, tuple) else spec)
+    model.check_inputs(keras.tree.map_structure(lambda _: keras.KerasTensor(()), spec))
 
     def checked(*batch):
-        x = batch[0]
+        inputs = _as_dict(batch[0])
+        ranged = [(ids, model.token_range) for path, ids in keras.tree.flatten_with_path(inputs) if is_token_ids(path)]
+        if len(batch) > 1 and model.target_range is not None:
+            ranged.append((batch[1], model.target_range))
         checks = []
-        for ids in (x["token_ids"] if isinstance(x, dict) else x, *batch[1:2]):
-            message = f"Token id out of range: the model's vocabulary_size is {size}"
-            checks.append(tf.debugging.assert_less(tf.reduce_max(ids), tf.cast(size, ids.dtype), message))
-            checks.append(tf.debugging.assert_non_negative(tf.reduce_min(ids), message))
+        for ids, allowed in ranged:
+            size = tf.cast(allowed.size, ids.dtype)
+            checks.append(tf.debugging.assert_less(tf.reduce_max(ids), size, allowed.message))
+            checks.append(tf.debugging.assert_non_negative(tf.reduce_min(ids), allowed.message))
         with tf.control_dependencies(checks):
             batch = tf.nest.map_structure(tf.identity, batch)
         return batch if len(batch) > 1 else batch[0]
 
     return dataset.map(checked)
+
+
+def is_token_ids(path) -> bool:
+    """Whether the last key of a path into the inputs is one of token ids."""
+    return str(path[-1]).endswith("token_ids")

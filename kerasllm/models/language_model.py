@@ -1,29 +1,45 @@
 """What every task shares: the network, the default loss and metrics, data of any kind, saving and loading."""
 
+import contextlib
+from typing import NamedTuple
+
 import keras
 import numpy as np
 from keras import ops
 
 from kerasllm.config import TransformerConfig
 from kerasllm.layers.inner import inner
-from kerasllm.losses import linear_cross_entropy
+from kerasllm.losses import check_loss_options, linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
-from kerasllm.models.inputs import split_rows
+from kerasllm.models.id_range import IdRange
+from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, split_rows, task_data
 from kerasllm.models.transformer import EncoderDecoder, Transformer
 from kerasllm.tokenizers import Tokenizer
 from kerasllm.training.accumulation import token_weighted
 
 
+class Trace(NamedTuple):
+    """What happened inside: tokens (strings), `attentions[layer]` (batch, heads, query, key), `hidden_states`
+    (the embeddings, then each layer's output, (batch, length, dim)), and the logits: what `predict` returns."""
+
+    tokens: list[str]
+    attentions: list
+    hidden_states: list
+    logits: object
+
+
 class LanguageModel(keras.Model):
     """A Transformer with a task. Not used by itself: see `CausalLM`, `MaskedLM`, `Seq2SeqLM`.
 
-    A task says which inputs it reads (`input_keys`), what it makes of data (`as_data`) and, where it is not the
-    token embedding, what its head is (`head_input`, `head_kernel`, `logits`).
+    A task says which inputs it reads (`input_keys`), how it reads texts and arrays (`as_inputs`, `row_data`) and,
+    where it is not the token embedding, what its head is (`pool`, `head_input`, `head_kernel`, `logits`).
 
     Compiled without a loss, a model trains on the summed token cross-entropy of its head, divided once by the
     tokens, without ever holding all logits (`kerasllm.losses`), and reports `TokenMetrics`. Compiled with a
     loss, it is a Keras model like any other, whose output are the logits.
     """
+
+    predicts_tokens = True  # through the token embedding, or the head beside it
 
     def __init__(self, config, tokenizer=None, **kwargs):
         super().__init__(**kwargs)
@@ -34,9 +50,19 @@ class LanguageModel(keras.Model):
                 f"The tokenizer has more tokens than the model. Received: {self.tokenizer.vocabulary_size} tokens, "
                 f"config.vocabulary_size={self.config.vocabulary_size}"
             )
+        if self.config.num_encoder_layers and "encoder_token_ids" not in self.input_keys:
+            raise ValueError(
+                f"A {type(self).__name__} reads with one stack: it needs a config without an encoder, or use a "
+                f"Seq2SeqLM. Received: num_encoder_layers={self.config.num_encoder_layers}"
+            )
         network = EncoderDecoder if self.config.num_encoder_layers else Transformer
         self.transformer = network(self.config, dtype=self.dtype_policy, name="transformer")
         self.transformer.build((None, None))
+        # Weights that the task does not use would only decay.
+        if self.config.pooler and not self.config.num_encoder_layers:
+            self.transformer.pooler.trainable = False  # A task that uses it sets this.
+        if not self.predicts_tokens and not self.config.tie_embeddings:
+            self.transformer.embedding.tokens.reverse_embeddings.trainable = False
         self.built = True
         # The data and callbacks of the latest `fit`, for callbacks that save and resume them.
         self.train_data, self.fit_callbacks = None, []
@@ -56,11 +82,15 @@ class LanguageModel(keras.Model):
         inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
         if self._stage.now is None:
             self.check_inputs(inputs)
-        hidden = inner(self.transformer, training=training, **inputs)
+        hidden = self.pool(inner(self.transformer, training=training, **inputs), inputs, training)
         if self._stage.now != "loss":
             return self.logits(hidden)
         # Metrics of the user's see logits; made here, because JAX has no weights outside of `call`.
         return hidden if self._compile_metrics is None else (hidden, self.logits(hidden))
+
+    def pool(self, hidden, inputs, training=None):
+        """The last hidden states (batch, length, hidden_dim) to what `logits` reads: all of them, or one a row."""
+        return hidden
 
     def head_input(self, hidden):
         """(…, hidden_dim) → (…, width): what the head's kernel multiplies."""
@@ -71,7 +101,7 @@ class LanguageModel(keras.Model):
         return self.transformer.embedding.head_kernel()
 
     def logits(self, hidden):
-        """The last hidden states (batch, length, hidden_dim) to what the task answers."""
+        """What `pool` made of the last hidden states to what the task answers."""
         return self.transformer.embedding.logits(hidden)
 
     def check_inputs(self, inputs: dict) -> None:
@@ -84,8 +114,11 @@ class LanguageModel(keras.Model):
             if key not in self.input_keys:
                 raise ValueError(f"Unknown model input {key!r}. Inputs: {', '.join(self.input_keys)}")
         for key, ids in inputs.items():
-            if key.endswith("token_ids") and _is_concrete(ids):
+            if is_token_ids([key]) and _is_concrete(ids):
                 self.check_token_ids(ops.convert_to_numpy(ids))
+        segments = inputs.get("segment_ids")
+        if segments is not None and _is_concrete(segments):
+            IdRange("Segment id", "num_segments", self.config.num_segments).check(ops.convert_to_numpy(segments))
         positions = inputs.get("positions")
         if positions is not None and _is_concrete(positions):
             largest = int(ops.convert_to_numpy(positions).max())
@@ -97,17 +130,21 @@ class LanguageModel(keras.Model):
 
     def check_token_ids(self, ids) -> None:
         """Raises a ValueError that names the first id outside [0, vocabulary_size), or a type that is no id."""
-        ids = np.asarray(ids)
-        if ids.size == 0:
-            raise ValueError("There are no token ids. Received: an empty array")
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"Token ids must be integers. Received: dtype={ids.dtype}")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.config.vocabulary_size:
-            raise ValueError(
-                f"Token id out of range: {low if low < 0 else high}. The model's vocabulary_size is "
-                f"{self.config.vocabulary_size}, so ids must be in [0, {self.config.vocabulary_size})."
-            )
+        self.token_range.check(ids)
+
+    def check_targets(self, y) -> None:
+        """Raises a ValueError that names the first target out of range."""
+        self.target_range.check(y)
+
+    @property
+    def token_range(self) -> IdRange:
+        """The ids that the model reads."""
+        return IdRange("Token id", "vocabulary_size", self.config.vocabulary_size)
+
+    @property
+    def target_range(self) -> IdRange:
+        """The ids that it predicts."""
+        return self.token_range
 
     @property
     def uses_default_loss(self) -> bool:
@@ -116,22 +153,41 @@ class LanguageModel(keras.Model):
 
     # Training ------------------------------------------------------------------------------------------------
 
-    def compile(self, optimizer="adamw", loss=None, jit_compile="auto", **kwargs):
+    def compile(self, optimizer="adamw", loss=None, jit_compile="auto", label_smoothing=0.0, z_loss=0.0, **kwargs):
         """As in Keras; without `loss` the default loss and metrics are used.
+
+        `label_smoothing` and `z_loss` are options of the default loss over tokens, as in
+        `kerasllm.losses.linear_cross_entropy`. They belong to training, and to the `loss` that it reports. Perplexity,
+        bits per byte and accuracy are always of the plain likelihood, and so is all of `evaluate`, `val_loss` too.
 
         `jit_compile="auto"` is XLA on TensorFlow, also on a CPU, where Keras would leave it out and take half as
         long again. On PyTorch it stays eager, as in Keras: `True` compiles (a minute) and then is the fastest.
 
         `gradient_accumulation_steps` of the optimizer is made token-weighted under the default loss.
+
+        Raises:
+            ValueError: an option of the loss is out of range, or given for another loss than that over tokens.
         """
+        check_loss_options(label_smoothing, z_loss)
+        if (label_smoothing or z_loss) and (loss is not None or not self.predicts_tokens):
+            raise ValueError(
+                f"`label_smoothing` and `z_loss` are options of the default loss over tokens, not of this "
+                f"{type(self).__name__}'s loss. "
+                f"Received: loss={loss!r}, label_smoothing={label_smoothing}, z_loss={z_loss}"
+            )
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
         optimizer = keras.optimizers.get(optimizer)
         self._default_loss = loss is None
         if self._default_loss and optimizer is not None:
             optimizer = token_weighted(optimizer)
-            self.token_metrics = TokenMetrics(with_bytes=self._token_bytes is not None)
+            self.token_metrics = self.default_metrics()
         if jit_compile == "auto" and keras.backend.backend() == "tensorflow":
             jit_compile = not kwargs.get("run_eagerly", False)
         super().compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile, **kwargs)
+
+    def default_metrics(self):
+        """What is reported beside the default loss."""
+        return TokenMetrics(with_bytes=self._token_bytes is not None)
 
     def _prepare_torch_compile(self):
         """Forward, gradients and update as one graph; and what Keras would note down in the first step, which
@@ -144,6 +200,10 @@ class LanguageModel(keras.Model):
             self(np.zeros((1, 1), "int32"))
         for variable in self.trainable_variables:
             self.optimizer._use_weight_decay(variable)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return config and {**config, "label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
 
     def compile_from_config(self, config):
         # Keras warns that it cannot know how to call an overridden `compile`; this one takes the same arguments.
@@ -226,9 +286,16 @@ class LanguageModel(keras.Model):
         hidden = self.head_input(ops.reshape(hidden, (-1, self.config.hidden_dim)))
         targets = ops.reshape(y, (-1,))
         weights = None if sample_weight is None else ops.reshape(sample_weight, (-1,))
-        nll, correct = linear_cross_entropy(hidden, self.head_kernel(), targets, weights)
+        loss, nll, correct = linear_cross_entropy(
+            hidden,
+            self.head_kernel(),
+            targets,
+            weights,
+            label_smoothing=self.label_smoothing if training else 0.0,
+            z_loss=self.z_loss if training else 0.0,
+        )
         tokens = self._count_tokens(targets, weights)
-        loss = nll / tokens
+        loss = loss / tokens
         for extra in self.losses:
             loss = loss + ops.sum(ops.cast(extra, "float32"))
         num_bytes = 0.0
@@ -244,6 +311,33 @@ class LanguageModel(keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     # Data of any kind ----------------------------------------------------------------------------------------
+
+    def as_inputs(self, x) -> dict:
+        """Texts, lists or arrays as the dict of arrays that the model reads."""
+        return model_inputs(self, x)
+
+    def as_data(self, x, y=None, sample_weight=None, batch_size=32, shuffle=False):
+        """Whatever `fit` and `evaluate` take, as batches of (x, targets[, weights])."""
+        return task_data(self, x, y, sample_weight, batch_size, shuffle)
+
+    def row_data(self, x, y, sample_weight, batch_size, shuffle):
+        """Texts or arrays, with what is known of their targets, as batches to train on."""
+        raise NotImplementedError
+
+    def predict(self, x, batch_size=None, **kwargs):
+        """What the task answers, (batch, …); strings are padded on the right to the longest."""
+        return super().predict(prediction_data(self, x), batch_size=batch_size, **kwargs)
+
+    def trace(self, text) -> Trace:
+        """Runs a text (or token ids) through the explicit attention path and returns a `Trace`."""
+        inputs = self.as_inputs([text])
+        ids = [int(i) for i in inputs["token_ids"][0]]
+        tokens = [self.tokenizer.id_to_token(i) if self.tokenizer else str(i) for i in ids]
+        with no_gradient():
+            hidden, states, attentions = self.transformer(training=False, trace=True, **inputs)
+            logits = self.logits(self.pool(hidden, inputs))
+        convert = ops.convert_to_numpy
+        return Trace(tokens, [convert(a) for a in attentions], [convert(s) for s in states], convert(logits))
 
     def fit(self, x=None, y=None, *, batch_size=None, validation_split=0.0, validation_data=None, **kwargs):
         """Keras's `fit`, which also takes strings; see `CausalLM`."""
@@ -286,22 +380,36 @@ class LanguageModel(keras.Model):
             "tokenizer": self.tokenizer and self.tokenizer.get_config(),
         }
 
-    def save_to_preset(self, directory) -> None:
-        """Writes a Hugging Face directory: config.json, model.safetensors, tokenizer files; whole or not at all."""
+    def save_to_preset(self, directory, max_shard_bytes: int = 5_000_000_000) -> None:
+        """Writes a Hugging Face directory: config.json, model.safetensors, tokenizer files; whole or not at all.
+
+        Args:
+            directory: where to; it is made if it is not there.
+            max_shard_bytes: weights larger than this are written to several files, with an index.
+        """
         from kerasllm.interop.presets import save_to_preset
 
-        save_to_preset(self, directory)
+        save_to_preset(self, directory, max_shard_bytes)
 
     @classmethod
-    def from_preset(cls, directory, dtype=None):
+    def from_preset(cls, directory, dtype=None, **options):
         """Reads a directory that `save_to_preset` or transformers saved.
+
+        What the task has and the directory lacks, such as the classifier of a BERT that was only pretrained, starts
+        new, with a warning.
+
+        Args:
+            directory: with a config.json, safetensors and, for models of text, a tokenizer.
+            dtype: a Keras dtype policy; when left out, "bfloat16" or "float16" if all weights in the files are, else
+                Keras's own.
+            options: more arguments of the task, such as `labels`; when left out, as saved.
 
         Raises:
             FileNotFoundError, ValueError: what is missing or wrong, by name, before anything is allocated.
         """
         from kerasllm.interop.presets import load_preset
 
-        return load_preset(cls, directory, dtype)
+        return load_preset(cls, directory, dtype, **options)
 
 
 class _Stage:
@@ -312,6 +420,15 @@ class _Stage:
     """
 
     now = None
+
+
+def no_gradient():
+    """PyTorch alone records what it computes outside of training, unless told not to."""
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 def _is_concrete(x) -> bool:

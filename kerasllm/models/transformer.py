@@ -84,7 +84,7 @@ class Transformer(Stack):
 
     def pooled(self, hidden):
         """(batch, length, hidden_dim) → (batch, hidden_dim): the first token's state through the pooler."""
-        return ops.tanh(inner(self.pooler, hidden[:, 0]))
+        return ops.tanh(self.pooler(hidden[:, 0]))
 
     def compute_output_shape(self, token_ids_shape):
         return (*token_ids_shape, self.config.hidden_dim)

@@ -10,10 +10,11 @@ from typing import Any
 import keras
 
 from kerasllm.training.checkpoint import latest
+from kerasllm.training.tasks import FIGURES
 from kerasllm.training.throughput import Throughput
 from kerasllm.training.watcher import Watcher, inner_optimizer
 
-__all__ = ["JSONLLogger", "Progress", "Samples", "StopOnNaN", "Throughput"]
+__all__ = ["Figure", "JSONLLogger", "Progress", "Samples", "StopOnNaN", "Throughput"]
 
 REFRESHES_PER_SECOND = 4
 
@@ -174,6 +175,29 @@ class Samples(_RecordFile):
         self.console.print(text, style="dim", markup=False, highlight=False)
 
 
+class Figure(Watcher):
+    """Computes a figure of the model at the end of epochs, and adds it to the logs for the callbacks after it.
+
+    Args:
+        name: of the figure, such as "val_exact_match".
+        function: model → number.
+
+    Example:
+
+    ```python
+    model.fit(train, callbacks=[Figure("val_exact_match", lambda model: exact_match(model, pairs))])
+    ```
+    """
+
+    def __init__(self, name, function):
+        super().__init__()
+        self.name, self.function = name, function
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self.watched.stop_training:
+            logs[self.name] = self.function(self.model)
+
+
 class StopOnNaN(Watcher):
     """Ends training with an error as soon as the loss is not a number.
 
@@ -221,7 +245,7 @@ def _not_finite(value: Any) -> bool:
 
 def _figures(logs: dict[str, Any]) -> str:
     """The figures people look at, in one line."""
-    parts = [f"{name} {logs[name]:.4f}" for name in ("loss", "val_loss") if logs.get(name) is not None]
+    parts = [f"{name} {logs[name]:.4f}" for name in ("loss", "val_loss", *FIGURES) if logs.get(name) is not None]
     if "tokens_per_second" in logs:
         parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
     if "mfu" in logs:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from kerasllm.training.plots import read_metrics
 from kerasllm.training.recipe import Recipe
+from kerasllm.training.tasks import FIGURES, TASKS
 
 CARD = """---
 library_name: kerasllm
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 ---
 # {name}
 
@@ -19,8 +20,8 @@ pipeline_tag: text-generation
 ```python
 import kerasllm
 
-model = kerasllm.CausalLM.from_preset("{name}")  # the path of this directory
-print(model.generate({prompt!r}, max_new_tokens=40, sampler="top_p", seed=0))
+model = kerasllm.{task}.from_preset("{name}")  # the path of this directory
+{usage}
 ```
 
 ## Figures
@@ -37,8 +38,8 @@ print(model.generate({prompt!r}, max_new_tokens=40, sampler="top_p", seed=0))
 
 ## Limits
 
-A language model continues text in the manner of what it was trained on, true or not. Nothing here makes its
-answers correct or safe.
+A language model answers in the manner of what it was trained on, true or not. Nothing here makes its answers
+correct or safe.
 
 ## Recipe
 
@@ -47,12 +48,22 @@ answers correct or safe.
 """
 
 
+# Hugging Face's name of what the model does, and a line that does it.
+USAGE = {
+    "CausalLM": ("text-generation", "print(model.generate({text!r}, max_new_tokens=40, sampler='top_p', seed=0))"),
+    "Seq2SeqLM": ("text2text-generation", "print(model.generate({text!r}))"),
+    "MaskedLM": ("fill-mask", "print(model.predict_masks({text!r} + ' [MASK]'))"),
+    "TextClassifier": ("text-classification", "print(model.classify({text!r}))"),
+    "TextEmbedder": ("sentence-similarity", "print(model.similarity({text!r}, ['one text', 'another']))"),
+}
+
+
 def model_card(recipe: Recipe, model, output: Path, mfu_denominator: str | None = None) -> str:
     """The text of a model card.
 
     Args:
         recipe: what was carried out.
-        model: the trained `CausalLM`.
+        model: the trained model.
         output: the run directory, with its `metrics.jsonl`.
         mfu_denominator: what `mfu` in the metrics is a share of, in words.
     """
@@ -60,16 +71,21 @@ def model_card(recipe: Recipe, model, output: Path, mfu_denominator: str | None 
     source = recipe.data.source
     source = source if source.startswith(("builtin:", "hf:")) else Path(source).name
     recipe = replace(recipe, data=replace(recipe.data, source=source))
-    config = model.config
+    config, task = model.config, type(model).__name__
+    pipeline, usage = USAGE[task]
+    text = (recipe.training.sample_prompt or "").strip() or "The"
+    began = "from random weights" if recipe.start_from is None else f"from {Path(recipe.start_from).name}"
     return CARD.format(
+        pipeline=pipeline,
+        task=task,
+        usage=usage.format(text=text),
         name=output.name,
         description=recipe.description,
         sizes=(
             f"{config.num_parameters():,} parameters: {config.num_layers} layers, {config.num_heads} heads, "
             f"width {config.hidden_dim}, context {config.max_sequence_length}, vocabulary "
-            f"{config.vocabulary_size} ({model.tokenizer.kind} tokenizer). Trained from random weights."
+            f"{config.vocabulary_size} ({model.tokenizer.kind} tokenizer). Trained {began}."
         ),
-        prompt=(recipe.training.sample_prompt or "").strip() or "The",
         figures="\n".join(f"| {name} | {value} |" for name, value in _figures(recipe, output, mfu_denominator)),
         data=(f"`{source}`; {recipe.data.validation_fraction:.0%} of it, the end, was kept for validation."),
         recipe=recipe.to_yaml(),
@@ -79,9 +95,11 @@ def model_card(recipe: Recipe, model, output: Path, mfu_denominator: str | None 
 def _figures(recipe: Recipe, output: Path, mfu_denominator: str | None) -> list[tuple[str, str]]:
     records = read_metrics(output / "metrics.jsonl")
     last = records[-1]
-    tokens = recipe.data.batch_size * recipe.data.sequence_length * recipe.training.accumulation
-    figures = [("steps", f"{last['step']:,}"), ("tokens seen", f"{last['step'] * tokens:,}")]
-    for name in ("loss", "val_loss", "val_perplexity", "val_bits_per_byte"):
+    rows = recipe.data.batch_size * recipe.training.accumulation
+    figures = [("steps", f"{last['step']:,}"), ("rows seen", f"{last['step'] * rows:,}")]
+    if TASKS[recipe.task].objective is not None:
+        figures.append(("tokens seen", f"{last['step'] * rows * recipe.data.sequence_length:,}"))
+    for name in ("loss", "val_loss", "val_perplexity", "val_bits_per_byte", "val_accuracy", *FIGURES):
         if last.get(name) is not None:
             figures.append((name, f"{last[name]:.4f}"))
     validated = [record for record in records if record.get("val_loss") is not None]

@@ -3,6 +3,7 @@
 Imports no backend, so that names, tables and errors come at once.
 """
 
+import copy
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
@@ -11,8 +12,11 @@ from typing import Any
 
 from kerasllm.config import TransformerConfig
 from kerasllm.training.schema import build, limited, near
+from kerasllm.training.tasks import TASKS
 
 MAX_BYTES = 1 << 16
+# What fine-tuning does unless told otherwise: a small rate, few steps.
+FINETUNING = {"training": {"steps": 500, "evaluate_every": 100, "learning_rate": 1e-4, "warmup_steps": 50}}
 TOKENIZER_KINDS = ("char", "byte", "bpe", "wordpiece", "unigram")
 DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
 
@@ -24,7 +28,8 @@ class Data:
     Attributes:
         source: what `kerasllm.data.read_texts` takes; `None` asks for `--data`.
         wanted: the text that a recipe without a source is made for, in words.
-        column: of tables.
+        column: the text's, in tables.
+        source_column, target_column: the two of tables of pairs.
         validation_fraction: the last part of the text, kept for validation.
         sequence_length: tokens in a row.
         batch_size: rows in a batch.
@@ -35,6 +40,8 @@ class Data:
     source: str | None = None
     wanted: str | None = None
     column: str | None = None
+    source_column: str = "source"
+    target_column: str = "target"
     validation_fraction: float = limited(0.1, least=0, below=1)
     sequence_length: int = limited(128, least=1)
     batch_size: int = limited(16, least=1)
@@ -108,8 +115,11 @@ class Recipe:
 
     Attributes:
         name, description: for people.
+        task: what is learned, a key of `kerasllm.training.tasks.TASKS`.
         expected: figures that the run was seen to reach, such as `val_loss`, `minutes`, `memory_gb`, with
             `hardware` in words.
+        start_from: a model's directory, whose weights, sizes and tokenizer training starts from; `tokenizer` and
+            `model` then say nothing.
         data, tokenizer, training: see `Data`, `Vocabulary`, `Training`.
         model: `name`, one of the named sizes, and any field of `TransformerConfig`. Unless they are given,
             the vocabulary size is the tokenizer's, and the context `data.sequence_length`.
@@ -119,8 +129,10 @@ class Recipe:
     """
 
     name: str
+    task: str = limited("causal-lm", choices=tuple(TASKS))
     description: str = ""
     expected: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start_from: str | None = None
     data: Data = dataclasses.field(default_factory=Data)
     tokenizer: Vocabulary = dataclasses.field(default_factory=Vocabulary)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -140,8 +152,21 @@ class Recipe:
             )
         if training.early_stopping and not self.data.validation_fraction:
             raise ValueError("`training.early_stopping` needs validation text: `data.validation_fraction` is 0.")
+        if self.start_from is not None:
+            if self.model or self.tokenizer != Vocabulary():
+                raise ValueError(
+                    "The model and the tokenizer are those of `start_from`: leave `model` and `tokenizer` out. "
+                    f"Received: start_from={self.start_from!r}"
+                )
+            return
         # Any vocabulary size will do to find out whether the rest of the model makes sense.
-        self.config(self.tokenizer.vocabulary_size or 256)
+        config = self.config(self.tokenizer.vocabulary_size or 256)
+        writes_target = TASKS[self.task].model == "Seq2SeqLM"
+        if writes_target != bool(config.num_encoder_layers):
+            needs = "a model with an encoder and a decoder" if writes_target else "a model of one stack"
+            raise ValueError(
+                f"The task {self.task!r} needs {needs}. Received: model.num_encoder_layers={config.num_encoder_layers}"
+            )
 
     def config(self, vocabulary_size: int) -> TransformerConfig:
         """The model's config, with a tokenizer's vocabulary size unless the recipe has its own.
@@ -209,17 +234,25 @@ def load_recipe(name_or_path: str | os.PathLike, overrides: Iterable[str] | Mapp
     ```
     """
     path = _find(name_or_path)
-    values = _read(path)
+    try:
+        return Recipe.from_dict({"name": path.stem, **override(_read(path), overrides)})
+    except ValueError as error:
+        raise ValueError(f"Recipe {str(name_or_path)!r}: {error}") from None
+
+
+def override(values: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's nested dict with some of its values replaced; see `load_recipe`."""
+    values = copy.deepcopy(values)
     for key, value in _pairs(overrides):
+        if key in ("task", "start_from"):
+            values[key] = value
+            continue
         section, name = _locate(key)
         part = values.setdefault(section, {})
         if not isinstance(part, dict):
-            raise ValueError(f"{path}: `{section}` must be a mapping of keys to values. Received: {part!r}")
+            raise ValueError(f"`{section}` must be a mapping of keys to values. Received: {part!r}")
         part[name] = value
-    try:
-        return Recipe.from_dict({"name": path.stem, **values})
-    except ValueError as error:
-        raise ValueError(f"Recipe {str(name_or_path)!r}: {error}") from None
+    return values
 
 
 def recipe_names() -> list[str]:
@@ -229,7 +262,7 @@ def recipe_names() -> list[str]:
 
 def differing_keys(a: Recipe, b: Recipe) -> list[str]:
     """Dotted keys whose values differ; words for people (`description`, `expected`) do not count."""
-    differing = []
+    differing = [name for name in ("task", "start_from") if getattr(a, name) != getattr(b, name)]
     for section in SECTIONS:
         left, right = a.to_dict()[section], b.to_dict()[section]
         differing += [f"{section}.{k}" for k in left | right if left.get(k) != right.get(k)]

@@ -1,5 +1,6 @@
 """A recipe carried out: text in, a run directory out."""
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -7,16 +8,18 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
+import kerasllm
 from kerasllm.data import TokenDataset, from_text, read_texts
 from kerasllm.files import written_aside
-from kerasllm.models.causal_lm import CausalLM
+from kerasllm.models.language_model import LanguageModel
 from kerasllm.tokenizers import Tokenizer
-from kerasllm.training.callbacks import JSONLLogger, Progress, Samples, StopOnNaN, Throughput
+from kerasllm.training.callbacks import Figure, JSONLLogger, Progress, Samples, StopOnNaN, Throughput
 from kerasllm.training.checkpoint import Checkpoint, latest
 from kerasllm.training.model_card import model_card
 from kerasllm.training.optimizers import OPTIMIZERS
 from kerasllm.training.plots import plot_curves
 from kerasllm.training.recipe import Recipe, differing_keys, load_recipe
+from kerasllm.training.tasks import TASKS, fit_arguments, model_options, split_pairs
 
 
 def train(
@@ -25,7 +28,7 @@ def train(
     resume: bool = False,
     data: str | os.PathLike | None = None,
     console: Console | None = None,
-) -> CausalLM:
+) -> LanguageModel:
     """Trains a model as a recipe says, and writes a run directory.
 
     The directory has the model as `save_to_preset` writes it, with its last weights, and `recipe.yaml`,
@@ -61,25 +64,39 @@ def train(
     _check_directory(output, recipe, resume)
 
     keras.utils.set_random_seed(recipe.training.seed)
-    tokenizer = _tokenizer(recipe, output)
-    train_data, validation_data = _data(recipe, tokenizer)
-    config = recipe.config(tokenizer.vocabulary_size)
-    model = CausalLM(config, tokenizer, dtype=recipe.training.dtype)
+    task = TASKS[recipe.task]
+    _check_source(recipe)
+    pairs, held_out = split_pairs(recipe.data) if task.objective is None else (None, None)
+    tokenizer = _tokenizer(recipe, output, pairs)
+    cls, options = getattr(kerasllm, task.model), model_options(task, pairs)
+    if recipe.start_from is None:
+        config = recipe.config(tokenizer.vocabulary_size)
+        model = cls(config, tokenizer, dtype=recipe.training.dtype, **options)
+    else:
+        model = cls.from_preset(recipe.start_from, dtype=recipe.training.dtype, **options)
+        config = model.config
     model.compile(optimizer=_optimizer(recipe, model))
+    if pairs is None:
+        train_data, validation_data = _text_data(recipe, tokenizer)
+    else:
+        train_data, validation_data = _pair_data(recipe, model, pairs, held_out)
+    # What Keras calls an epoch is, here, the steps between two evaluations.
+    train_data.steps_per_epoch = recipe.training.steps_per_evaluation * recipe.training.accumulation
 
     with written_aside(output / "recipe.yaml") as aside:
         aside.write_text(recipe.to_yaml(), encoding="utf-8")
     tokenizer.save_to_preset(output)
     console.print(
-        f"{recipe.name}: {config.num_parameters():,} parameters, {len(train_data.shards):,} training tokens, "
-        f"{recipe.training.steps:,} steps, {keras.backend.backend()}",
+        f"{recipe.name}: {config.num_parameters():,} parameters, "
+        + (f"{len(train_data.shards):,} training tokens, " if pairs is None else f"{len(pairs):,} training pairs, ")
+        + f"{recipe.training.steps:,} steps, {keras.backend.backend()}",
         highlight=False,
     )
     if resume and (checkpoint := latest(output / "checkpoints")):
         console.print(f"Resuming from {checkpoint}", highlight=False)
 
     progress, throughput = Progress(console), Throughput()
-    callbacks = _callbacks(recipe, output, resume, progress, throughput, console)
+    callbacks = _callbacks(recipe, output, resume, progress, throughput, console, held_out)
     training = recipe.training
     try:
         epochs = training.steps // training.steps_per_evaluation
@@ -117,24 +134,31 @@ def _check_directory(output: Path, recipe: Recipe, resume: bool) -> None:
         )
 
 
-def _tokenizer(recipe: Recipe, output: Path) -> Tokenizer:
-    data, vocabulary = recipe.data, recipe.tokenizer
-    if data.source is None:
-        wanted = f" ({data.wanted})" if data.wanted else ""
+def _check_source(recipe: Recipe) -> None:
+    if recipe.data.source is None:
+        wanted = f" ({recipe.data.wanted})" if recipe.data.wanted else ""
         raise ValueError(f"The recipe {recipe.name!r} needs a text{wanted}: give it with --data PATH.")
+
+
+def _tokenizer(recipe: Recipe, output: Path, pairs: list | None) -> Tokenizer:
+    data, vocabulary = recipe.data, recipe.tokenizer
     if (output / "tokenizer.json").is_file():
         return Tokenizer.from_preset(output)
+    if recipe.start_from is not None:
+        return Tokenizer.from_preset(recipe.start_from)
     if vocabulary.preset is not None:
         return Tokenizer.from_preset(vocabulary.preset)
-    texts = read_texts(data.source, data.column)
-    return Tokenizer.train(texts, kind=vocabulary.kind, vocabulary_size=vocabulary.vocabulary_size)
+    texts = read_texts(data.source, data.column) if pairs is None else itertools.chain.from_iterable(pairs)
+    special_tokens = TASKS[recipe.task].tokens(vocabulary.kind)
+    return Tokenizer.train(texts, vocabulary.kind, vocabulary.vocabulary_size, special_tokens)
 
 
-def _data(recipe: Recipe, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset | None]:
+def _text_data(recipe: Recipe, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset | None]:
     data, training = recipe.data, recipe.training
     train_data, validation_data = from_text(
         data.source,
         tokenizer,
+        TASKS[recipe.task].objective,
         sequence_length=data.sequence_length,
         batch_size=data.batch_size,
         validation_fraction=data.validation_fraction,
@@ -143,11 +167,19 @@ def _data(recipe: Recipe, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenData
         cache_dir=data.cache_dir,
         column=data.column,
     )
-    # What Keras calls an epoch is, here, the steps between two evaluations.
-    train_data.steps_per_epoch = training.steps_per_evaluation * training.accumulation
     if validation_data is not None and training.evaluate_steps is not None:
         validation_data = _beginning(validation_data, training.evaluate_steps)
     return train_data, validation_data
+
+
+def _pair_data(recipe: Recipe, model, pairs: list, held_out: list | None):
+    task, data, training = TASKS[recipe.task], recipe.data, recipe.training
+    train_data = model.as_data(*fit_arguments(task, pairs), batch_size=data.batch_size, shuffle=True)
+    train_data.seed = training.seed
+    if held_out is None:
+        return train_data, None
+    stop = training.evaluate_steps and training.evaluate_steps * data.batch_size
+    return train_data, model.as_data(*fit_arguments(task, held_out[:stop]), batch_size=data.batch_size)
 
 
 def _beginning(dataset: TokenDataset, steps: int) -> TokenDataset:
@@ -164,7 +196,7 @@ def _beginning(dataset: TokenDataset, steps: int) -> TokenDataset:
     )
 
 
-def _optimizer(recipe: Recipe, model: CausalLM) -> keras.optimizers.Optimizer:
+def _optimizer(recipe: Recipe, model: LanguageModel) -> keras.optimizers.Optimizer:
     training = recipe.training
     return OPTIMIZERS[training.optimizer](
         training.learning_rate,
@@ -179,13 +211,14 @@ def _optimizer(recipe: Recipe, model: CausalLM) -> keras.optimizers.Optimizer:
     )
 
 
-def _callbacks(recipe, output, resume, progress, throughput, console) -> list[keras.callbacks.Callback]:
+def _callbacks(recipe, output, resume, progress, throughput, console, held_out) -> list[keras.callbacks.Callback]:
     """In the order in which they must see the end of an epoch: who adds to the logs first, who saves last."""
     training, callbacks = recipe.training, keras.callbacks
     every = training.checkpoint_every and training.checkpoint_every * training.accumulation
     chosen = [
         StopOnNaN(output / "checkpoints"),
         throughput,
+        *_figures(recipe, held_out),
         progress,
         JSONLLogger(output / "metrics.jsonl"),
     ]
@@ -193,13 +226,21 @@ def _callbacks(recipe, output, resume, progress, throughput, console) -> list[ke
         chosen.append(callbacks.CSVLogger(output / "metrics.csv", append=resume))
     if training.tensorboard:
         chosen.append(callbacks.TensorBoard(output / "tensorboard"))
-    if training.sample_prompt is not None:
+    if training.sample_prompt is not None and TASKS[recipe.task].writes_text:
         path, tokens = output / "samples.txt", training.sample_tokens
         chosen.append(Samples(path, training.sample_prompt, max_new_tokens=tokens, console=console))
     if training.early_stopping:
         chosen.append(callbacks.EarlyStopping("val_loss", patience=training.early_stopping))
     checkpoints = output / "checkpoints"
     return [*chosen, Checkpoint(checkpoints, every, keep=training.keep_checkpoints, resume=resume)]
+
+
+def _figures(recipe: Recipe, held_out: list | None) -> list[keras.callbacks.Callback]:
+    figure = TASKS[recipe.task].figure
+    if figure is None or held_out is None:
+        return []
+    name, function = figure
+    return [Figure(f"val_{name}", lambda model: function(model, held_out))]
 
 
 def _plot(output: Path, console: Console) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kerasllm.data.dataset import TokenDataset
 from kerasllm.data.shards import TokenShards
+from kerasllm.objectives import MaskedLM
 
 one_backend = pytest.mark.one_backend
 
@@ -135,6 +136,49 @@ def test_a_resumed_dataset_goes_on_where_it_was(epoch, step):
     assert len(rest) == len(expected)
     for (x, y), (x_expected, y_expected) in zip(rest, expected):
         assert np.array_equal(x["token_ids"], x_expected["token_ids"]) and np.array_equal(y, y_expected)
+
+
+def keys_of(dataset, epoch):
+    dataset.resume(epoch, 0)
+    return np.concatenate([keys for _, keys in dataset])
+
+
+@one_backend
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_keys_are_functions_of_seed_pass_and_row(packing):
+    shards = TokenShards.from_arrays([range(10 * i, 10 * i + 9) for i in range(24)])
+    options = {"packing": packing, "objective": lambda rows: (rows.tokens, rows.keys), "seed": 5}
+    train, again = TokenDataset(shards, 9, 2, **options), TokenDataset(shards, 9, 4, **options)
+    passes = [keys_of(train, epoch) for epoch in range(3)]
+    assert all(keys.dtype == np.uint64 for keys in passes)
+    assert len(set(np.concatenate(passes).tolist())) == 3 * 2 * len(train)
+    # The order of a pass is the same in batches of another size, and so are the rows' keys.
+    assert np.array_equal(keys_of(again, 1), passes[1][: len(again) * 4])
+    assert not set(keys_of(TokenDataset(shards, 9, 2, **{**options, "seed": 6}), 0).tolist()) & set(passes[0].tolist())
+    other_ranks = [TokenDataset(shards, 9, 2, rank=rank, num_ranks=2, **options) for rank in range(2)]
+    assert np.array_equal(np.stack([keys_of(part, 1) for part in other_ranks], axis=1).ravel(), passes[1])
+
+
+@one_backend
+def test_only_a_validation_set_has_the_same_keys_in_each_pass():
+    shards, objective = counting_shards(100), lambda rows: (rows.tokens, rows.keys)
+    validation = TokenDataset(shards, 9, 4, objective=objective, shuffle=False)
+    assert np.array_equal(keys_of(validation, 0), keys_of(validation, 3))
+    in_order = TokenDataset(shards, 9, 4, objective=objective, shuffle=False, drop_remainder=True)
+    assert not set(keys_of(in_order, 0).tolist()) & set(keys_of(in_order, 3).tolist())
+
+
+@one_backend
+@given(epoch=st.integers(0, 2), step=st.integers(0, 4))
+def test_a_resumed_dataset_masks_the_same_tokens(epoch, step):
+    options = {"objective": MaskedLM(mask_token_id=0, vocabulary_size=200), "seed": 7}
+    straight, resumed = (
+        TokenDataset(counting_shards(200), 9, 4, **options),
+        TokenDataset(counting_shards(200), 9, 4, epoch=epoch, start_step=step, **options),
+    )
+    (x, y, weights), expected = resumed[0], straight[epoch * len(straight) + step]
+    assert np.array_equal(x["token_ids"], expected[0]["token_ids"])
+    assert np.array_equal(y, expected[1]) and np.array_equal(weights, expected[2])
 
 
 @one_backend

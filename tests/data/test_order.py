@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasllm.data.order import batch_rows, permute
+from kerasllm.data.order import batch_rows, counted_hash, permute, row_keys, uniforms
 
 pytestmark = pytest.mark.one_backend
 
@@ -59,7 +59,39 @@ def test_batches_of_an_epoch_are_its_permutation():
     assert np.array_equal(np.concatenate(batches), permute(np.arange(40), 40, 1, 3))
 
 
+@given(seed=SEEDS, epoch=st.integers(0, 2**40), first=st.integers(0, 2**48), stream=st.integers(0, 9))
+def test_uniforms_are_functions_of_their_key(seed, epoch, first, stream):
+    keys = row_keys(seed, epoch, first + np.arange(6))
+    assert keys.dtype == np.uint64 and len(set(keys.tolist())) == 6
+    drawn = uniforms(keys, 8, stream)
+    assert drawn.shape == (6, 8) and drawn.min() >= 0 and drawn.max() < 1
+    assert np.array_equal(uniforms(row_keys(seed, epoch, first + np.array([4, 2])), 5, stream), drawn[[4, 2], :5])
+
+
+@pytest.mark.parametrize("draw", [
+    lambda: uniforms(row_keys(0, 0, np.arange(300)), 300),
+    lambda: np.array([uniforms(row_keys(0, 0, np.arange(300)), 1, stream)[:, 0] for stream in range(300)]),
+    lambda: np.array([uniforms(row_keys(0, epoch, np.arange(300)), 1)[:, 0] for epoch in range(300)]),
+    lambda: np.array([uniforms(row_keys(seed, 0, np.arange(300)), 1)[:, 0] for seed in range(300)]),
+])  # fmt: skip
+def test_uniforms_are_even_and_independent(draw):
+    drawn = draw()
+    assert len(np.unique(drawn)) == drawn.size
+    for part in (drawn, drawn[:, 0], drawn[0]):
+        counts = np.histogram(part, 20, (0, 1))[0]
+        expected = part.size / 20
+        assert ((counts - expected) ** 2 / expected).sum() < 19 + 5 * np.sqrt(2 * 19)
+    for a, b in [(drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1])]:
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size)
+
+
+def test_keys_are_not_what_the_order_is_made_of():
+    assert not set(row_keys(0, 0, np.arange(100)).tolist()) & set(counted_hash(0, 0, np.arange(100)).tolist())
+
+
 def test_clear_errors():
+    with pytest.raises(ValueError, match=r"rows carry no `keys`.*Received: keys=None"):
+        uniforms(None, 3)
     with pytest.raises(ValueError, match="batch_size=10, rank=0, num_ranks=4"):
         batch_rows(0, 0, 10, 100, 0, rank=0, num_ranks=4)
     with pytest.raises(ValueError, match="rank=2, num_ranks=2"):

@@ -6,6 +6,7 @@ import pytest
 import kerasllm.data
 from kerasllm.data import pipeline
 from kerasllm.data.pipeline import from_text
+from kerasllm.objectives import OBJECTIVES
 from kerasllm.tokenizers import Tokenizer
 
 pytestmark = pytest.mark.one_backend
@@ -97,7 +98,9 @@ def test_columns(tmp_path):
 
 def test_clear_errors():
     for options, message in [
-        ({"objective": "mask"}, "`objective` must be one of causal. Received: objective='mask'"),
+        ({"objective": "mask"}, "`objective` must be one of causal, masked.*Received: objective='mask'"),
+        ({"objective": "masked"}, r"needs a mask token.*special_tokens=\[\.\.\., \"\[MASK\]\"\]"),
+        ({"objective": "span"}, "needs sentinels.*<extra_id_0>"),
         ({"validation_fraction": 1.0}, r"in \[0, 1\).*validation_fraction=1.0"),
         ({"validation_fraction": -0.1}, r"validation_fraction=-0.1"),
         ({"validation_fraction": 0.99}, "training part: The text has 18 tokens, and a sequence of 32 needs"),
@@ -112,6 +115,25 @@ def test_clear_errors():
     ]:
         with pytest.raises(ValueError, match=message):
             from_text([TEXT], BYTES, **{"sequence_length": 32, **options})
+
+
+def test_every_objective_by_name():
+    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *(f"<extra_id_{i}>" for i in range(9))]
+    special += ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+    tokenizer = Tokenizer.train(TEXT, kind="byte", special_tokens=special)
+    for name in OBJECTIVES:
+        train, validation = from_text([TEXT], tokenizer, objective=name, sequence_length=32, batch_size=4)
+        for dataset in (train, validation):
+            for x, y, *weights in dataset:
+                length = {"encoder_token_ids": 32} if name == "span" else {"token_ids": 32}
+                assert {key: x[key].shape for key in length} == {key: (4, n) for key, n in length.items()}
+                targets, *rest = (y["next_sentence"],) if name == "next_sentence" else (y, *weights)
+                assert len(targets) == 4 and all(w.shape == targets.shape for w in rest)
+
+
+def test_an_objective_of_ones_own():
+    train, _ = from_text([TEXT], BYTES, objective=lambda rows: (rows.tokens, rows.keys), sequence_length=16)
+    assert train[0][0].shape == (16, 17) and train[0][1].dtype == np.uint64
 
 
 def test_one_document_cannot_be_split_between_documents():

@@ -170,7 +170,8 @@ def test_what_we_save_transformers_opens(tied, tmp_path):
 def test_half_precision_files_open(dtype, tmp_path):
     peer = make_peer(**SHAPES["plain"]).to(dtype)
     peer.save_pretrained(tmp_path)
-    model = CausalLM.from_preset(tmp_path)
+    assert CausalLM.from_preset(tmp_path).variable_dtype == str(dtype).removeprefix("torch.")
+    model = CausalLM.from_preset(tmp_path, dtype="float32")
     x, _ = batch_for(peer)
     with torch.no_grad():
         expected = peer.float()(torch.tensor(x).long()).logits.numpy()

@@ -1,0 +1,79 @@
+"""Labels by name or number: what the classifiers share."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from kerasllm.config import TransformerConfig
+from kerasllm.layers.projection import Projection
+
+
+class Prediction(NamedTuple):
+    """The most probable label (its name, or its number in a model without names), how probable it is, and how
+    probable each label is, the most probable first."""
+
+    label: str | int
+    probability: float
+    probabilities: dict[str | int, float]
+
+
+def checked_labels(num_labels: int | None, labels) -> tuple[int, list[str] | None]:
+    """(how many labels there are, their names): two labels, unless told.
+
+    Raises:
+        ValueError: fewer than two labels, a name twice, or a number that is not that of the names.
+    """
+    names = None if labels is None else list(labels)
+    count = num_labels if num_labels is not None else 2 if names is None else len(names)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+        raise ValueError(f"`num_labels` must be a whole number from 2 on. Received: num_labels={count!r}")
+    if names is not None and (len(names) != count or len(set(names)) != count):
+        raise ValueError(f"`labels` must be {count} different names. Received: labels={names}")
+    return count, names
+
+
+def label_ids(y, names: list[str] | None) -> np.ndarray:
+    """Labels, names or numbers, as numbers.
+
+    Raises:
+        ValueError: a name that is no label's.
+    """
+    y = np.asarray(y)
+    if y.dtype.kind not in "UO":
+        return y
+    numbers = {name: number for number, name in enumerate(names or [])}
+    unknown = [name for name in y.flat if name not in numbers]
+    if unknown:
+        known = f"They are {', '.join(names)}." if names else "The model has none: make it with labels=[...]."
+        raise ValueError(f"There is no label {str(unknown[0])!r}. {known}")
+    return np.array([numbers[name] for name in y.flat], "int32").reshape(y.shape)
+
+
+def predictions(logits: np.ndarray, names: list[str] | None) -> list[Prediction]:
+    """The labels of rows of logits, (rows, num_labels)."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    rows = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    found = []
+    for row in rows:
+        order = np.argsort(-row, kind="stable").tolist()
+        by_label = {names[i] if names else i: float(row[i]) for i in order}
+        found.append(Prediction(*next(iter(by_label.items())), by_label))
+    return found
+
+
+def make_classifier(config: TransformerConfig, num_labels: int, dtype) -> Projection:
+    """The head of a classifier: (…, hidden_dim) → (…, num_labels)."""
+    initial = keras.initializers.RandomNormal(stddev=config.initializer_range)
+    classifier = Projection(num_labels, kernel_initializer=initial, dtype=dtype, name="classifier")
+    classifier.build((None, config.hidden_dim))
+    return classifier
+
+
+def compile_options(loss, options: dict) -> dict:
+    """Keras's cross-entropy and accuracy, where the user gave no loss."""
+    if loss is not None:
+        return {"loss": loss, **options}
+    # Divided by the weights' sum, so that padding, which weighs nothing, does not count.
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
+    return {"loss": loss, "weighted_metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")], **options}

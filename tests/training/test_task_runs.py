@@ -1,0 +1,106 @@
+"""Recipes of every task, carried out whole and small: data in, a directory out that its class opens."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import kerasllm
+from kerasllm.cli import app
+from kerasllm.training import train
+from kerasllm.training.recipe import Recipe, load_recipe
+from kerasllm.training.tasks import TASKS
+
+TEXT = "the cat sat on the mat. the dog ran to the cat. a bird sang in the tree. " * 30
+PAIRS = [(f"{word} {number}", label) for number in range(20) for word, label in (("red", "warm"), ("blue", "cold"))]
+SMALL = {"hidden_dim": 16, "num_heads": 2, "intermediate_dim": 16, "num_layers": 1}
+MODELS = {
+    "CausalLM": {"name": "llama_tiny", "num_kv_heads": 1, **SMALL},
+    "MaskedLM": {"name": "bert_tiny", **SMALL},
+    "TextClassifier": {"name": "bert_tiny", **SMALL},
+    "TextEmbedder": {"name": "bert_tiny", **SMALL},
+    "Seq2SeqLM": {"name": "t5_tiny", "num_encoder_layers": 1, "head_dim": 8, **SMALL},
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "text.txt").write_text(TEXT)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in PAIRS))
+    return folder
+
+
+def make_recipe(task, sources, **changes):
+    """A small recipe; `changes` of what a task would have are made last."""
+    source = "pairs.jsonl" if TASKS[task].objective is None else "text.txt"
+    return Recipe.from_dict(
+        {
+            "name": "test",
+            "task": task,
+            "data": {"source": str(sources / source), "sequence_length": 16, "batch_size": 4},
+            "tokenizer": {"kind": "wordpiece" if "[CLS]" in TASKS[task].special_tokens else "byte"},
+            "model": MODELS[TASKS[task].model],
+            "training": {"steps": 4, "evaluate_every": 2, "evaluate_steps": 1, "sample_tokens": 4},
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_trains_saves_and_loads(task, sources, tmp_path):
+    train(make_recipe(task, sources), tmp_path / task)
+    records = [json.loads(line) for line in (tmp_path / task / "metrics.jsonl").read_text().splitlines()]
+    figure = TASKS[task].figure
+    assert [record["step"] for record in records] == [2, 4]
+    assert all("val_loss" in record for record in records)
+    assert figure is None or all(0 <= record[f"val_{figure[0]}"] <= 1 for record in records)
+    assert TASKS[task].model in (tmp_path / task / "README.md").read_text()
+    model = getattr(kerasllm, TASKS[task].model).from_preset(tmp_path / task)
+    if task == "classify":
+        assert model.labels == ["cold", "warm"]
+        assert model.classify("red 3").label in model.labels
+
+
+def test_a_saved_model_is_tuned_to_another_task(sources, tmp_path):
+    train(make_recipe("masked-lm", sources), tmp_path / "bert")
+    arguments = ["finetune", tmp_path / "bert", "--task", "classify", "--data", sources / "pairs.jsonl"]
+    arguments += ["--set", "steps=2", "--set", "evaluate_every=2", "--set", "warmup_steps=0"]
+    result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--set", "data.sequence_length=16"]])
+    assert result.exit_code == 0, result.output
+    tuned = tmp_path / "bert-classify"
+    assert "Trained from bert" in (tuned / "README.md").read_text()
+    result = CliRunner().invoke(app, ["classify", str(tuned), "red 3"])
+    assert result.exit_code == 0 and "warm" in result.output and "%" in result.output
+    saved = load_recipe(tuned / "recipe.yaml")
+    assert saved.start_from == str(tmp_path / "bert") and saved.task == "classify"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "clasify"}, "Did you mean 'classify'"),
+        ({"task": "seq2seq", "model": MODELS["MaskedLM"]}, "needs a model with an encoder and a decoder"),
+        ({"task": "classify", "model": MODELS["Seq2SeqLM"]}, "needs a model of one stack"),
+        ({"task": "classify", "start_from": "somewhere"}, "leave `model` and `tokenizer` out"),
+    ],
+)
+def test_a_recipe_whose_parts_disagree_is_refused(changes, message, sources):
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_dict({**make_recipe("masked-lm", sources).to_dict(), **changes})
+
+
+def test_a_missing_column_is_named(sources, tmp_path):
+    recipe = make_recipe("classify", sources).to_dict()
+    recipe["data"]["target_column"] = "label"
+    with pytest.raises(ValueError, match="label.*source"):
+        train(Recipe.from_dict(recipe), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_recipe_of_ours_is_whole():
+    for name in kerasllm.training.recipe.recipe_names():
+        recipe = load_recipe(name)
+        assert recipe.description and recipe.expected.get("hardware"), name
+        assert yaml.safe_load(recipe.to_yaml())["task"] in TASKS
