@@ -7,6 +7,7 @@ WordPiece (Schuster and Nakajima, 2012) and Unigram (Kudo, 2018). Any `tokenizer
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,8 @@ ROLES = {
     "cls_token": ("[CLS]",),
     "sep_token": ("[SEP]",),
 }
+
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # SentencePiece's spelling of a byte that no piece has
 
 
 class Tokenizer:
@@ -264,7 +267,10 @@ class Tokenizer:
         lengths = [0] * self.vocabulary_size
         for token, token_id in self._tokenizer.get_vocab(with_added_tokens=False).items():
             text = token.removeprefix("##").replace("▁", " ")
-            lengths[token_id] = len(token) if byte_level else len(text.encode())
+            if byte_level:
+                lengths[token_id] = len(token)
+            else:
+                lengths[token_id] = 1 if _BYTE_TOKEN.fullmatch(token) else len(text.encode())
         for token in self.special_tokens:
             lengths[self._vocabulary[token]] = 0
         return lengths

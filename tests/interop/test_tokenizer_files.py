@@ -4,6 +4,8 @@ import io
 import json
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from kerasllm import Tokenizer
 from kerasllm.interop.sentencepiece import read_model
@@ -144,3 +146,52 @@ def test_a_vocab_txt_that_is_none(tmp_path):
     (tmp_path / "vocab.txt").write_text("to\nbe\n")
     with pytest.raises(ValueError, match=r"lacks \[UNK\]"):
         Tokenizer.from_preset(tmp_path)
+
+
+def llama_2():
+    """SentencePiece's BPE as Llama 2 has it in its tokenizer.json: bytes for what has no token."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    values = json.loads(tokenizer.to_str())
+    values["added_tokens"] = values["added_tokens"][:3]
+    return tokenizers.Tokenizer.from_str(json.dumps(values))
+
+
+def llama_3():
+    """Byte-level BPE with Llama 3's own splitting."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
+    split = pre_tokenizers.Split(tokenizers.Regex(r"\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|begin_of_text|>", "<|end_of_text|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "make, ends", [(llama_2, ("<s>", "</s>")), (llama_3, ("<|begin_of_text|>", "<|end_of_text|>"))]
+)
+def test_the_bpe_of_llama(make, ends, tmp_path):
+    import transformers
+
+    start, end = ends
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=make(), bos_token=start, eos_token=end)
+    theirs.save_pretrained(tmp_path)
+    tokenizer = Tokenizer.from_preset(tmp_path)
+    assert tokenizer.kind == "bpe"
+    assert (tokenizer.start_token_id, tokenizer.end_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    for text in ["To be 12345", "naïve 猫 😀\n\tline", f"the{end} arrows"]:
+        assert tokenizer.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(tokenizer.encode(text)) == theirs.decode(tokenizer.encode(text))
+    ids = tokenizer.encode("猫 😀")
+    assert sum(tokenizer.byte_lengths[i] for i in ids) == len("猫 😀".encode()) + (make is llama_2)  # its first space

@@ -167,6 +167,18 @@ def test_a_loaded_model_is_no_map_of_its_file(tmp_path):
     assert len(loaded.trainable_variables) == len(model.trainable_variables)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras distributes weights on JAX")
+def test_loading_under_a_distribution(tmp_path):
+    model = CausalLM(CONFIG)
+    model.save_to_preset(tmp_path)
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0"]))
+    try:
+        loaded = CausalLM.from_preset(tmp_path)
+    finally:
+        keras.distribution.set_distribution(None)
+    same_weights(loaded, model)
+
+
 MEASURE = """
 import os, sys
 import keras

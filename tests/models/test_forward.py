@@ -64,13 +64,13 @@ def test_cached_logits_are_the_full_ones(name):
     for row, prompt_length in enumerate((3, 7)):
         padded = np.zeros((1, 16), "int32")
         padded[0, :prompt_length] = ids[row, :prompt_length]
-        logits, pairs = engine._prefill(padded, np.array([prompt_length - 1], "int32"))
+        logits, pairs = engine._prefill(padded, np.array([prompt_length - 1], "int32"), ())
         found = ops.convert_to_numpy(logits)[0]
         np.testing.assert_allclose(found, full[row, prompt_length - 1], atol=1e-5)
         cache = engine._insert(cache, pairs, np.int32(row))
     for step in range(9):  # each row at its own place, up to the end of the second row's context
         places = np.array([3 + step, 7 + step], "int32")
-        logits, cache = decode(cache, ids[[0, 1], places], places)
+        logits, cache = decode(cache, ids[[0, 1], places], places, ())
         np.testing.assert_allclose(ops.convert_to_numpy(logits), full[[0, 1], places], atol=1e-5)
 
 

@@ -231,9 +231,9 @@ def test_bad_inputs_are_named():
     with pytest.raises(ValueError, match="no targets"):
         model.fit(TEXTS, [0, 1, 0, 1], verbose=0)
     with pytest.raises(ValueError, match="no targets"):
-        model.fit(Batches((random_ids(2, 4), np.zeros(2, "int32"))), verbose=0)
+        compiled(make_model()).fit(Batches((random_ids(2, 4), np.zeros(2, "int32"))), verbose=0)
     with pytest.raises(ValueError, match="dropout=0, attention_dropout=0"):
-        model.fit(TEXTS, verbose=0)
+        compiled(make_model()).fit(TEXTS, verbose=0)
     with pytest.raises(ValueError, match=r"twos.*tuples of 1"):
         model.fit([("to",), ("be",)], verbose=0)
     with pytest.raises(ValueError, match=r"twos.*tuples of 2, 3"):

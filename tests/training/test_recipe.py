@@ -56,7 +56,8 @@ def test_shakespeare_on_cpu_has_nano_gpts_settings_but_for_the_learning_rate():
     config, training = recipe.config(65), recipe.training
     assert (config.num_layers, config.num_heads, config.hidden_dim, config.dropout) == (4, 4, 128, 0.0)
     assert (recipe.data.sequence_length, recipe.data.batch_size, training.steps) == (64, 12, 2000)
-    assert (training.learning_rate, training.final_fraction, training.beta_2) == (2e-3, 0.1, 0.99)  # nanoGPT has 1e-3, which ends at 1.89
+    # nanoGPT's rate is 1e-3, which ends at 1.89.
+    assert (training.learning_rate, training.final_fraction, training.beta_2) == (2e-3, 0.1, 0.99)
 
 
 def test_gpt2_has_its_size_but_for_the_padded_vocabulary():

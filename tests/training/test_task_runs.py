@@ -94,7 +94,7 @@ def test_a_recipe_whose_parts_disagree_is_refused(changes, message, sources):
 def test_a_missing_column_is_named(sources, tmp_path):
     recipe = make_recipe("classify", sources).to_dict()
     recipe["data"]["target_column"] = "label"
-    with pytest.raises(ValueError, match="label.*source"):
+    with pytest.raises(ValueError, match=r"label.*source"):
         train(Recipe.from_dict(recipe), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
