@@ -119,9 +119,9 @@ def test_the_model_card_says_what_it_is(trained, text):
 
 
 def test_validation_is_the_same_first_batches_each_time(text):
-    tokenizer = run._tokenizer(recipe(text), text.parent)
-    _, validation = run._data(recipe(text), tokenizer)
-    _, whole = run._data(recipe(text, evaluate_steps=None), tokenizer)
+    tokenizer = run._tokenizer(recipe(text), text.parent, None)
+    _, validation = run._text_data(recipe(text), tokenizer)
+    _, whole = run._text_data(recipe(text, evaluate_steps=None), tokenizer)
     assert len(validation) == 4 < len(whole)
     for index in range(4):
         np.testing.assert_array_equal(validation[index][1], whole[index][1])
