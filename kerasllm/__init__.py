@@ -16,7 +16,18 @@ _HOMES = {
     "TextEmbedder": "kerasllm.models.text_embedder",
     "Sampler": "kerasllm.generation.sampling",
 }
-_MODULES = ("config", "data", "generation", "interop", "layers", "losses", "metrics", "models", "objectives", "training")
+_MODULES = (
+    "config",
+    "data",
+    "generation",
+    "interop",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "objectives",
+    "training",
+)
 __all__ = [*_HOMES, *_MODULES]
 __version__ = "0.1.0"
 

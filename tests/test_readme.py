@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", *sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "docs").glob("*.md"))]
+GUIDES = sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "docs").glob("*.md"))
+PAGES = ["README.md", *(pytest.param(guide, marks=pytest.mark.one_backend) for guide in GUIDES)]
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def test_evaluate_and_fit_read(kind):
     found = model.evaluate(*arguments, **options, verbose=0, return_dict=True)
     assert found == {"loss": pytest.approx(expected, rel=1e-4), "accuracy": right}
     arguments, options = as_kind(kind, model)
-    history = model.fit(*arguments, **options, epochs=10, verbose=0).history
+    history = model.fit(*arguments, **options, epochs=30, verbose=0).history
     assert history["loss"][-1] < 0.5 * history["loss"][0] and history["accuracy"][-1] == 1.0
 
 

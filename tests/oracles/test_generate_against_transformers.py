@@ -71,7 +71,5 @@ def test_the_same_tokens(family, options, request):
     peer, model = request.getfixturevalue(family)
     generator = np.random.default_rng(3)
     prompts = [generator.integers(2, VOCABULARY, size).tolist() for size in (4, 7, 20)]
-    ours = model.generate(
-        prompts, max_new_tokens=14, stop_token_ids=[END], strip_prompt=True, **options
-    )
+    ours = model.generate(prompts, max_new_tokens=14, stop_token_ids=[END], strip_prompt=True, **options)
     assert ours == [peer_answer(peer, prompt, **options) for prompt in prompts]
