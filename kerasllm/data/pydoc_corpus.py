@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-_SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
+SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _WORD = re.compile(r"[(\"'*]*[A-Za-z]+(?:['\u2019-][a-z]+)*[.,;:!?)\"'*]*")
 
@@ -27,7 +27,7 @@ def read_pydoc() -> Iterator[str]:
     """
     seen: set[str] = set()
     for texts in [*_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))]:
-        paragraphs = [paragraph for text in texts for paragraph in _prose(text) if paragraph not in seen]
+        paragraphs = [paragraph for text in texts for paragraph in prose(text) if paragraph not in seen]
         seen.update(paragraphs)
         if paragraphs:
             yield "\n\n".join(dict.fromkeys(paragraphs)) + "\n"
@@ -44,23 +44,23 @@ def _topics() -> Iterator[list[str]]:
 
 def _docstrings(folder: Path) -> Iterator[list[str]]:
     for path in sorted(folder.rglob("*.py")):
-        if _SKIPPED_FOLDERS.isdisjoint(path.relative_to(folder).parts):
+        if SKIPPED_FOLDERS.isdisjoint(path.relative_to(folder).parts):
             try:
                 tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError, OSError):
                 continue
-            yield list(_docstrings_of(tree))
+            yield list(docstrings_of(tree))
 
 
-def _docstrings_of(node: ast.AST) -> Iterator[str]:
+def docstrings_of(node: ast.AST) -> Iterator[str]:
     if docstring := ast.get_docstring(node):
         yield docstring
     for child in node.body:
         if isinstance(child, _DOCUMENTED):
-            yield from _docstrings_of(child)
+            yield from docstrings_of(child)
 
 
-def _prose(text: str) -> Iterator[str]:
+def prose(text: str) -> Iterator[str]:
     """The paragraphs that are mostly English words: no doctests, tables, grammars or signatures."""
     for paragraph in re.split(r"\n\s*\n", text.expandtabs()):
         words = paragraph.split()

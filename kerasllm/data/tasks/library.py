@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.util import decode_source
 from pathlib import Path
 
-from kerasllm.data.pydoc_corpus import _SKIPPED_FOLDERS
+from kerasllm.data.pydoc_corpus import SKIPPED_FOLDERS
 
 
 def library_modules() -> Iterator[tuple[str, str, ast.Module]]:
@@ -27,7 +27,7 @@ def library_modules() -> Iterator[tuple[str, str, ast.Module]]:
         raise FileNotFoundError(f"Python's standard library is not here as source files. Received: {folder}")
     for path in paths:
         parts = path.relative_to(folder).with_suffix("").parts
-        if _SKIPPED_FOLDERS.isdisjoint(parts):
+        if SKIPPED_FOLDERS.isdisjoint(parts):
             try:
                 text = decode_source(path.read_bytes())
                 tree = ast.parse(text)

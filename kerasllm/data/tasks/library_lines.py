@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kerasllm.data.order import permute
-from kerasllm.data.pydoc_corpus import _docstrings_of, _prose
+from kerasllm.data.pydoc_corpus import docstrings_of, prose
 from kerasllm.data.tasks.library import library_modules
 from kerasllm.data.tasks.split import check_count, names_in_part
 
@@ -93,8 +93,8 @@ def _labelled_lines() -> list[_Line]:
 
 def _lines_of(source: str, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
     """`(mark, text, label)` of the lines of a module."""
-    for docstring in _docstrings_of(tree):
-        for paragraph in _prose(docstring):
+    for docstring in docstrings_of(tree):
+        for paragraph in prose(docstring):
             yield from (("", line.strip(), "prose") for line in paragraph.split("\n"))
     lines = source.split("\n")  # as the parser counts: a form feed ends no line
     for node in ast.walk(tree):
