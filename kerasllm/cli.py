@@ -128,7 +128,10 @@ def _train(recipe, output: Path | None, resume: bool, data: str | None, backend:
 def generate(
     directory: ModelArgument,
     prompt: Annotated[str, typer.Argument(help="What the model continues.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at the most.")] = 100,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens to write at the most; 100, or what an encoder's model can, when left out."),
+    ] = None,
     sampler: Annotated[SamplerName, typer.Option(help="How the next token is chosen.")] = SamplerName.top_p,
     temperature: Annotated[float | None, typer.Option(help="Below 1 is safer, above 1 bolder.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Choose among this many tokens.")] = None,
@@ -146,6 +149,8 @@ def generate(
 
     has_encoder = read_config(directory)[1].num_encoder_layers > 0
     model = (kerasllm.Seq2SeqLM if has_encoder else kerasllm.CausalLM).from_preset(directory)
+    if max_new_tokens is None and not has_encoder:
+        max_new_tokens = 100
     answer = model.generate(
         prompt,
         max_new_tokens,

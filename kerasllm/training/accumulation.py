@@ -25,7 +25,6 @@ class _TokenWeighted:
         so_far = self._accumulated_tokens + tokens
         self._mean_tokens = so_far / self.gradient_accumulation_steps
         super().apply([None if g is None else g * ops.cast(tokens, g.dtype) for g in grads], trainable_variables)
-        # `_iterations` counts micro-batches; the public `iterations` counts updates.
         updated = self._iterations % self.gradient_accumulation_steps == 0
         # `_iterations` counts micro-batches, the public `iterations` updates.
         self._accumulated_tokens.assign(ops.where(updated, 0.0, so_far))

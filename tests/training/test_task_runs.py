@@ -63,6 +63,9 @@ def test_a_task_trains_saves_and_loads(task, sources, tmp_path):
     assert figure is None or all(0 <= record[f"val_{figure[0]}"] <= 1 for record in records)
     assert TASKS[task].model in (tmp_path / task / "README.md").read_text()
     model = getattr(kerasllm, TASKS[task].model).from_preset(tmp_path / task)
+    if task == "seq2seq":
+        result = CliRunner().invoke(app, ["generate", str(tmp_path / task), "red 3"])
+        assert result.exit_code == 0, result.output
     if task == "classify":
         assert model.labels == ["cold", "warm"]
         assert model.classify("red 3").label in model.labels
