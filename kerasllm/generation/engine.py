@@ -1,58 +1,26 @@
 """The one engine that makes tokens: slots that share a batch, each with its own prompt, length and sampler.
 
-A prompt is run once over its power-of-two bucket (prefill), its keys and values are copied into a free slot
-of the cache (insert), and then all slots advance together, one token a step, each writing its new key and
-value in place at its own position. A model with an encoder reads its source first; what each block's
-cross-attention makes of it stands in the slot beside the cache, and never changes.
+Requests wait until a slot is free. Their prompts are read into it, all but the last token, and then all slots advance
+together: a step feeds each slot's last token and makes its next. Many steps run in one compiled call, unless something
+must be decided after each. A finished request leaves at once, and the next takes its slot.
 """
 
-import dataclasses
+import collections
+from collections.abc import Iterable, Sequence
 
-import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.generation.sampling import Sampler, greedy, sample
+from kerasllm.generation.constraints import holds_for
+from kerasllm.generation.drafts import Drafts
+from kerasllm.generation.draws import Draws, is_greedy, repeated
+from kerasllm.generation.prefix_cache import PrefixCache
+from kerasllm.generation.programs import CHUNK, ends_of, programs_of
+from kerasllm.generation.requests import Request
+from kerasllm.generation.slots import SMALLEST_BUCKET, Slots, bucket
 
-SMALLEST_BUCKET = 16
-
-
-def bucket(size: int, largest: int, smallest: int = 1) -> int:
-    """The power of two that `size` fits in, within [smallest, largest]: few shapes, few compilations."""
-    return min(largest, max(smallest, 1 << (size - 1).bit_length()))
-
-
-@dataclasses.dataclass
-class Request:
-    """One prompt and what has been made of it.
-
-    Attributes:
-        prompt: token ids.
-        source: token ids that the encoder reads, in models that have one.
-        max_new_tokens: tokens to make at the most.
-        sampler: how they are chosen.
-        stop_token_ids: a token of these ends the request, and is not part of the answer.
-        slide: when the context is full, go on from its last half instead of ending.
-        new_tokens: the answer so far.
-        finished: why it ended: "stop", "length" or "" while it runs.
-    """
-
-    prompt: list[int]
-    max_new_tokens: int
-    sampler: Sampler
-    stop_token_ids: frozenset[int] = frozenset()
-    slide: bool = False
-    source: list[int] | None = None
-    new_tokens: list[int] = dataclasses.field(default_factory=list)
-    finished: str = ""
-
-    def accept(self, token: int) -> None:
-        if token in self.stop_token_ids:
-            self.finished = "stop"
-            return
-        self.new_tokens.append(token)
-        if len(self.new_tokens) >= self.max_new_tokens:
-            self.finished = "length"
+CACHE_BYTES = 2**30  # of a derived number of slots
+MOST_SLOTS = 16
 
 
 class Engine:
@@ -60,288 +28,276 @@ class Engine:
 
     Args:
         model: a `CausalLM` or a `Seq2SeqLM`.
+        slots: requests that run at once.
+        length: tokens, prompt and answer, that a slot has room for; what the model reads, when left out.
+        drafts: guesses tokens, which the model then checks several at once; see `Drafts`.
+        prefix_cache: keeps what was read of prompts, for later ones that begin alike; see `PrefixCache`.
 
     Example:
     ```python
-    request = Request([5, 7], max_new_tokens=3, sampler=Sampler(temperature=0.0))
-    for finished_or_not in Engine(model).run([request]):
-        pass
+    engine = Engine(model, slots=2)
+    request = engine.submit(Request([5, 7], max_new_tokens=3, sampler=Sampler(temperature=0.0)))
+    while not request.finished:
+        engine.step()
     request.new_tokens
     ```
+
+    Reference: Yu et al. (2022), "Orca: A Distributed Serving System for Transformer-Based Generative Models".
     """
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(
+        self,
+        model,
+        slots: int = 8,
+        length: int | None = None,
+        drafts: Drafts | None = None,
+        prefix_cache: PrefixCache | None = None,
+    ):
+        self.programs = programs_of(model)
+        self.limit = self.programs.limit
+        length = bucket(min(length or self.limit, self.limit), self.limit, SMALLEST_BUCKET)
+        self.slots = Slots(self.programs, slots, length, source_length=length)
+        self.prefix_cache, self.drafts = prefix_cache, drafts
+        self.waiting: collections.deque[Request] = collections.deque()
+        self.running: dict[int, Request] = {}
+        self._last = np.zeros(slots, "int32")  # the token that each slot is fed next
+        self.draws = Draws(slots, model.config.vocabulary_size)
+        if drafts is not None:
+            drafts.start(self)
+
+    @classmethod
+    def for_requests(cls, model, requests: Sequence[Request], slots: int | None = None, **options) -> "Engine":
+        """An engine with as many slots as these requests want and memory allows, and as much room as they need."""
         config = model.config
-        self.limit = config.max_sequence_length
-        self.has_encoder = config.num_encoder_layers > 0
-        self._encode = _compiled(model, self._encode_step)
-        self._prefill = _compiled(model, self._prefill_step)
-        self._insert = _compiled(model, _insert, donate=0)
-        self._greedy_step = _compiled(model, self._decode_greedy, donate=0)
-        self._sample_step = _compiled(model, self._decode_sample, donate=0)
-        self._logits_step = _compiled(model, self._decode, donate=0)
-        self._reorder = _compiled(model, _reorder)
+        needed = min(config.max_sequence_length, max(len(r.prompt) + r.max_new_tokens for r in requests))
+        needed = max(needed, *(len(r.source or ()) for r in requests), 1)
+        if slots is None:
+            a_slot = needed * config.num_layers * config.num_kv_heads * config.head_dim * 2 * 4
+            slots = bucket(len(requests), MOST_SLOTS)
+            while slots > 1 and slots * a_slot > CACHE_BYTES:
+                slots //= 2
+        return cls(model, slots, needed, **options)
 
-    def run(self, requests: list[Request]):
-        """Advances all requests together; yields the list after every step, until all are finished."""
-        slots = bucket(len(requests), 1 << 30)
-        needed = max(len(r.prompt) + r.max_new_tokens for r in requests)
-        cache = self._empty_cache(slots, bucket(needed, self.limit, SMALLEST_BUCKET))
-        source = self._empty_source(slots, requests)
-        lengths = np.zeros(slots, "int32")
-        tokens = np.zeros(slots, "int32")
-        for slot, request in enumerate(requests):
-            source = self._read_source(source, slot, request)
-            cache = self._start(cache, source, slot, request, request.prompt, tokens, lengths)
-        yield requests
-        while any(not r.finished for r in requests):
-            tokens_made, cache = self._step(cache, source, tokens, lengths, requests)
-            for slot, request in enumerate(requests):
-                if request.finished:
-                    continue
-                lengths[slot] += 1
-                tokens[slot] = tokens_made[slot]
-                request.accept(int(tokens[slot]))
-                if not request.finished and lengths[slot] >= self.limit:
-                    if request.slide:
-                        recent = (request.prompt + request.new_tokens)[-(self.limit // 2 or 1) :]
-                        cache = self._start(cache, source, slot, request, recent, tokens, lengths)
-                    else:
-                        request.finished = "length"
-            yield requests
+    # Requests ------------------------------------------------------------------------------------------------
 
-    def begin(self, request: Request, slots: int):
-        """Prefills one prompt into the first of some slots; the step for a search that chooses its own tokens.
+    def submit(self, request: Request) -> Request:
+        """Puts a request at the end of the queue.
+
+        Raises:
+            ValueError: it needs more room than a slot has.
+        """
+        needed = max(len(request.prompt) + (not request.slide) * request.max_new_tokens, len(request.source or ()))
+        if needed > self.slots.length:
+            raise ValueError(
+                f"The request needs room for {needed} tokens, and a slot has {self.slots.length}. Shorten the prompt "
+                "or ask for fewer tokens."
+            )
+        self.waiting.append(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request now; its slot is free for the next."""
+        if not request.finished:
+            request.finished = "cancelled"
+        if request in self.waiting:
+            self.waiting.remove(request)
+        self._release()
+
+    def run(self, requests: list[Request]) -> None:
+        """Runs requests to their end."""
+        # The longest first: what is left at the end, when slots stand empty, is then short.
+        for request in sorted(requests, key=lambda r: -r.max_new_tokens):
+            self.submit(request)
+        while self.waiting or self.running:
+            self.step()
+
+    def step(self, most: int = CHUNK) -> list[Request]:
+        """Lets waiting requests in, and advances all that run, by up to `most` tokens.
 
         Returns:
-            logits of the next token, float32 (1, vocabulary), and the state to `advance`.
+            the requests that advanced or ended.
         """
-        slots = bucket(slots, 1 << 30)
-        needed = min(self.limit, len(request.prompt) + request.max_new_tokens)
-        cache = self._empty_cache(slots, bucket(needed, self.limit, SMALLEST_BUCKET))
-        source = self._read_source(self._empty_source(slots, [request]), 0, request)
-        if self.has_encoder:
-            pairs, lengths = source
-            source = self._reorder(pairs, np.zeros(slots, "int32")), np.full_like(lengths, lengths[0])
-        logits, cache = self._fill(cache, source, 0, request.prompt)
-        return _numpy(logits), (cache, source, len(request.prompt))
-
-    def advance(self, state, tokens: list[int], parents: list[int]):
-        """Lets slot i go on from what was in slot `parents[i]`, with `tokens[i]`.
-
-        Returns:
-            logits of the next token, float32 (slots, vocabulary), and the new state; the old one is used up.
-        """
-        cache, source, length = state
-        slots = cache[0][0].shape[0]
-        rows = np.zeros(slots, "int32")
-        rows[: len(parents)] = parents
-        cache = self._reorder(cache, rows)
-        made = np.zeros(slots, "int32")
-        made[: len(tokens)] = tokens
-        logits, cache = self._logits_step(cache, made, np.full(slots, length, "int32"), source)
-        return _numpy(logits), (cache, source, length + 1)
-
-    def _read_source(self, source, slot, request):
-        """Runs a request's source through the encoder, into its slot."""
-        if not self.has_encoder:
-            return source
-        width = bucket(len(request.source), self.limit, SMALLEST_BUCKET)
-        token_ids = np.zeros((1, width), "int32")
-        token_ids[0, : len(request.source)] = request.source
-        pairs, lengths = source
-        lengths[slot] = len(request.source)
-        made = self._encode(token_ids, lengths[slot : slot + 1])
-        return self._insert(pairs, made, np.int32(slot)), lengths
-
-    def _start(self, cache, source, slot, request, prompt, tokens, lengths):
-        """Prefills a prompt into a slot and takes its first token."""
-        logits, cache = self._fill(cache, source, slot, prompt)
-        tokens[slot] = int(_numpy(_choose(logits, *self._settings([request])))[0])
-        lengths[slot] = len(prompt)
-        request.accept(int(tokens[slot]))
-        return cache
-
-    def _fill(self, cache, source, slot, prompt):
-        width = bucket(len(prompt), self.limit, SMALLEST_BUCKET)
-        token_ids = np.zeros((1, width), "int32")
-        token_ids[0, : len(prompt)] = prompt
-        last = np.array([len(prompt) - 1], "int32")
-        logits, pairs = self._prefill(token_ids, last, self._source_of(source, slot))
-        return logits, self._insert(cache, pairs, np.int32(slot))
-
-    def _step(self, cache, source, tokens, lengths, requests):
-        # Finished rows still compute, into their own slot, which nobody reads.
-        positions = np.minimum(lengths, _cache_length(cache) - 1)
-        if all(r.sampler.temperature == 0 for r in requests):
-            made, cache = self._greedy_step(cache, tokens, positions, source)
+        self._admit()
+        running = dict(self.running)
+        if not running:
+            return []
+        self._slide()
+        if any(r.logits_function or r.top_log_probs is not None for r in running.values()):
+            self._one_step(running)
+        elif self.drafts is not None:
+            self._checked_step(running)
         else:
-            settings = self._settings(requests, len(tokens))
-            made, cache = self._sample_step(cache, tokens, positions, source, *settings)
-        return _numpy(made), cache
+            self._many_steps(running, most)
+        self._release()
+        return list(running.values())
 
-    def _settings(self, requests, rows=None):
-        rows = rows or len(requests)
-        settings = [np.zeros(rows, "float32"), np.zeros(rows, "int32"), np.ones(rows, "float32")]
-        uniforms = np.zeros(rows, "float32")
-        for row, request in enumerate(requests):
-            s = request.sampler
-            settings[0][row], settings[1][row], settings[2][row] = s.temperature, s.top_k, s.top_p
-            if not request.finished:
-                uniforms[row] = s.uniform(len(request.new_tokens))
-        return (*settings, uniforms)
+    def _admit(self) -> None:
+        free = [slot for slot in range(self.slots.size) if slot not in self.running]
+        admitted = {}
+        while free and self.waiting:
+            admitted[free.pop(0)] = self.waiting.popleft()
+        if not admitted:
+            return
+        first, same = {}, {}  # Equal prompts are read once.
+        for slot, request in admitted.items():
+            key = (tuple(request.prompt), tuple(request.source or ()))
+            original = first.setdefault(key, slot)
+            if original != slot:
+                same[slot] = original
+            self.slots.positions[slot] = 0
+            self._last[slot] = request.prompt[-1]
+        own = {slot: request for slot, request in admitted.items() if slot not in same}
+        self.slots.read_sources({slot: request.source for slot, request in own.items()})
+        prompts = {slot: request.prompt[:-1] for slot, request in own.items()}
+        if self.prefix_cache is not None:
+            prompts = {slot: ids[self.prefix_cache.restore(self.slots, slot, ids) :] for slot, ids in prompts.items()}
+        self.slots.read(prompts)
+        self.slots.copy(same)
+        self.draws.admit(admitted)
+        for slot in admitted:
+            if self.drafts is not None:
+                self.drafts.forget(slot)
+        self.running |= admitted
 
-    def _empty_cache(self, slots, length):
-        c = self.model.config
-        shape = (slots, length, c.num_kv_heads, c.head_dim)
-        dtype = self.model.compute_dtype
-        return [(ops.zeros(shape, dtype), ops.zeros(shape, dtype)) for _ in range(c.num_layers)]
+    def _release(self) -> None:
+        for slot, request in list(self.running.items()):
+            if request.finished:
+                del self.running[slot]
+                if self.prefix_cache is not None and not self.slots.source:
+                    self.prefix_cache.keep(self.slots, slot, request.context)
 
-    def _empty_source(self, slots, requests):
-        """(a (key, value) pair a layer, the sources' lengths); empty for models without an encoder."""
-        if not self.has_encoder:
-            return ()
-        longest = max(len(r.source) for r in requests)
-        width = bucket(longest, self.limit, SMALLEST_BUCKET)
-        return self._empty_cache(slots, width), np.ones(slots, "int32")
+    def _slide(self) -> None:
+        """Where the context is full, only its last half is read again."""
+        full = {s: r for s, r in self.running.items() if self.slots.positions[s] >= self.limit}
+        for slot, request in full.items():
+            self.slots.positions[slot] = 0
+            self.slots.read({slot: request.context[-(self.limit // 2 or 1) : -1]})
+            if self.drafts is not None:
+                self.drafts.forget(slot)
 
-    def _source_of(self, source, slot):
-        """One slot's source."""
-        if not self.has_encoder:
-            return ()
-        pairs, lengths = source
-        row = slice(slot, slot + 1)
-        return [tuple(x[row] for x in pair) for pair in pairs], lengths[row]
+    def _take(self, slot: int, request: Request, tokens: Iterable[int]) -> None:
+        """The tokens that came after what the slot held and was fed last."""
+        for token in tokens:
+            self.slots.positions[slot] += 1
+            self._last[slot] = token
+            request.accept(int(token))
+            if not request.finished and not request.slide and self.slots.positions[slot] >= self.limit:
+                request.finished = "length"
+            if request.finished:
+                return
+        if any(constraint.finished(request.new_tokens) for constraint in request.constraints):
+            request.finished = "stop"
 
-    def _encode_step(self, token_ids, lengths):
-        network = self.model.transformer
-        hidden = network.encode(token_ids, _before(lengths, token_ids.shape[1]), training=False)
-        return network.decoder.project_source(hidden)
+    def text(self, slot: int) -> list[int]:
+        """What the slot holds, and the token that it is fed next."""
+        return self.running[slot].context[-1 - int(self.slots.positions[slot]) :]
 
-    def _network(self, token_ids, source, **options):
-        network = self.model.transformer
-        if not self.has_encoder:
-            return network(token_ids, training=False, **options)
-        pairs, lengths = source
-        mask = _before(lengths, pairs[0][0].shape[1])
-        return network.decode(token_ids, [tuple(pair) for pair in pairs], mask, training=False, **options)
+    # Steps ---------------------------------------------------------------------------------------------------
 
-    def _prefill_step(self, token_ids, last, source):
-        hidden, pairs = self._network(token_ids, source, update_cache=lambda _, new: new)
-        hidden = ops.take_along_axis(hidden, ops.reshape(last, (-1, 1, 1)), axis=1)[:, 0]
-        return self._logits(hidden), pairs
-
-    def _decode(self, cache, tokens, positions, source):
-        columns = ops.arange(_cache_length(cache))[None, :]
-        mask = columns <= positions[:, None]
-        if self.model.config.sliding_window:
-            mask = ops.logical_and(mask, columns > positions[:, None] - self.model.config.sliding_window)
-        hidden, cache = self._network(
-            tokens[:, None],
-            source,
-            positions=positions[:, None],
-            cache=cache,
-            update_cache=lambda pair, new: tuple(_write(old, row, positions) for old, row in zip(pair, new)),
-            attention_mask=mask[:, None, None, :],
+    def _many_steps(self, running, most) -> None:
+        slots = self.slots
+        room = [self.limit - slots.positions[slot] for slot in running]
+        remaining = [request.remaining for request in running.values()]
+        held = min(holds_for(request.constraints, len(request.new_tokens)) for request in running.values())
+        # With others waiting, the first to end gives its slot to the next one.
+        most = min(most, held, min(room), min(remaining) if self.waiting else max(remaining))
+        ends = ends_of(
+            slots.size,
+            {slot: request.stop_token_ids for slot, request in running.items()},
+            list(running),
+            least=len(running) if self.waiting else 1,
+            limit=most,
         )
-        return self._logits(hidden[:, 0]), cache
+        arguments = slots.cache, self._last, slots.positions, slots.source, ends
+        if all(is_greedy(request) for request in running.values()):
+            made, count, slots.cache = self.programs.make_greedy(*arguments)
+        else:
+            draw = self.draws.of(running, CHUNK)
+            made, count, slots.cache, mu = self.programs.make_sampled(*arguments, draw)
+            self.draws.keep(mu)
+        made = ops.convert_to_numpy(made)[:, : int(count)]
+        for slot, request in running.items():
+            self._take(slot, request, made[slot])
 
-    def _decode_greedy(self, cache, tokens, positions, source):
-        logits, cache = self._decode(cache, tokens, positions, source)
-        return greedy(logits), cache
+    def _one_step(self, running) -> None:
+        slots, programs = self.slots, self.programs
+        logits, _, slots.cache = programs.logits(slots.cache, self._last[:, None], slots.positions, slots.source)
+        logits = logits[:, 0]
+        draw = self.draws.of(running, 1)
+        if any(r.logits_function or r.top_log_probs is not None for r in running.values()):
+            raw = ops.convert_to_numpy(logits)
+            logits = raw.copy()
+            for slot, request in running.items():
+                if request.logits_function is not None:
+                    logits[slot] = _applied(request, raw[slot])
+        draw["uniforms"] = draw["uniforms"][:, 0]
+        tokens, mu = programs.choose(logits, draw)
+        self.draws.keep(mu)
+        tokens = ops.convert_to_numpy(tokens)
+        for slot, request in running.items():
+            if request.finished:
+                continue
+            if request.top_log_probs is not None and int(tokens[slot]) not in request.stop_token_ids:
+                _note_log_probs(request, raw[slot], int(tokens[slot]))
+            self._take(slot, request, tokens[slot : slot + 1])
 
-    def _decode_sample(self, cache, tokens, positions, source, *settings):
-        logits, cache = self._decode(cache, tokens, positions, source)
-        return sample(logits, *settings), cache
-
-    def _logits(self, hidden):
-        logits = ops.cast(self.model.logits(hidden), "float32")
-        tokenizer, size = self.model.tokenizer, self.model.config.vocabulary_size
-        if tokenizer is None or tokenizer.vocabulary_size == size:
-            return logits
-        # A padded vocabulary: the ids that no token has are never made.
-        return ops.where(ops.arange(size)[None, :] < tokenizer.vocabulary_size, logits, -1e30)
-
-
-def _before(lengths, width):
-    """(batch, width): True at the places before each row's length."""
-    return ops.arange(width)[None, :] < lengths[:, None]
-
-
-def _choose(logits, temperature, *settings):
-    if np.all(temperature == 0):
-        return greedy(logits)
-    return sample(logits, *(ops.convert_to_tensor(s) for s in (temperature, *settings)))
-
-
-def _cache_length(cache) -> int:
-    return cache[0][0].shape[1]
-
-
-def _insert(cache, pairs, slot):
-    """Copies a prefilled prompt's keys and values to the start of a slot."""
-    length = min(_cache_length(cache), pairs[0][0].shape[1])
-    return [
-        tuple(_write_slot(old, new[:, :length], slot) for old, new in zip(pair, filled))
-        for pair, filled in zip(cache, pairs)
-    ]
-
-
-def _reorder(cache, rows):
-    """The slots of a cache in another order; one may come twice."""
-    return [tuple(ops.take(x, rows, axis=0) for x in pair) for pair in cache]
-
-
-def _write_slot(old, new, slot):
-    if keras.backend.backend() == "torch":
-        old[int(slot), : new.shape[1]] = new[0]
-        return old
-    return ops.slice_update(old, (slot, 0, 0, 0), new)
-
-
-def _write(old, new, positions):
-    """Writes each row's one new entry at that row's position."""
-    if keras.backend.backend() == "torch":
-        import torch
-
-        old[torch.arange(old.shape[0], device=old.device), positions.long()] = new[:, 0]
-        return old
-    rows = ops.arange(old.shape[0], dtype="int32")
-    return ops.scatter_update(old, ops.stack([rows, positions], axis=1), new[:, 0])
+    def _checked_step(self, running) -> None:
+        """Feeds each slot its last token and a few guessed ones; those are taken that the model would have made."""
+        slots, width = self.slots, self.drafts.size + 1
+        guesses = self.drafts.guess(running)
+        token_ids = np.zeros((slots.size, width), "int32")
+        for slot, guess in guesses.items():
+            token_ids[slot, 0] = self._last[slot]
+            token_ids[slot, 1 : 1 + len(guess)] = guess
+        arguments = slots.cache, token_ids, slots.positions, slots.source
+        if all(is_greedy(request) for request in running.values()):
+            made, slots.cache = self.programs.verify(*arguments)
+        else:
+            logits, _, slots.cache = self.programs.logits(*arguments)
+            draw = repeated(self.draws.of(running, width), width)
+            made, mu = self.programs.choose(ops.reshape(logits, (-1, logits.shape[-1])), draw)
+            self.draws.keep(mu[::width])
+        made = ops.convert_to_numpy(made).reshape(slots.size, width)
+        for slot, request in running.items():
+            guess = guesses[slot]
+            right = 0
+            while right < len(guess) and guess[right] == made[slot, right]:
+                right += 1
+            before = len(request.new_tokens)
+            self._take(slot, request, made[slot, : right + 1])
+            request.drafted += len(guess)
+            request.accepted += min(right, len(request.new_tokens) - before)
 
 
-def _numpy(x) -> np.ndarray:
-    return ops.convert_to_numpy(x)
+def _applied(request: Request, logits: np.ndarray) -> np.ndarray:
+    """The logits as the request's own function changes them; what it does wrong ends that request alone."""
+    try:
+        return checked_logits(request.logits_function(logits.copy(), list(request.new_tokens)), logits.shape)
+    except Exception as error:
+        request.fail(error)
+        return logits
 
 
-def _tensor(x):
-    return ops.convert_to_tensor(x) if isinstance(x, np.ndarray) else x
+def checked_logits(changed, shape: tuple) -> np.ndarray:
+    """What a function of the user's made of logits.
+
+    Raises:
+        ValueError: another shape, a NaN, or no token left.
+    """
+    changed = np.asarray(changed, "float32")
+    if changed.shape != shape:
+        raise ValueError(f"The logits function must return logits of shape {shape}. Received: shape={changed.shape}")
+    if np.isnan(changed).any() or not (changed > -1e29).any():
+        raise ValueError(
+            "The logits function must return numbers, and leave at least one token possible. Received: "
+            + ("NaN" if np.isnan(changed).any() else "no logit above -1e29")
+        )
+    return np.maximum(changed, -1e30)  # -inf would make NaN of what is multiplied by 0.
 
 
-def _compiled(model, function, donate=None):
-    """`function` of arrays as the backend runs it best; `donate` is an argument whose memory may be reused."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        variables = model.transformer.variables
-
-        def pure(values, *arguments):
-            with keras.StatelessScope(state_mapping=list(zip(variables, values))):
-                return function(*arguments)
-
-        jitted = jax.jit(pure, donate_argnums=() if donate is None else (donate + 1,))
-        return lambda *arguments: jitted([v.value for v in variables], *arguments)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        traced = tf.function(function, jit_compile=True, autograph=False)
-        return lambda *arguments: traced(*tf.nest.map_structure(tf.convert_to_tensor, arguments))
-    import torch
-
-    def run(*arguments):
-        with torch.inference_mode():
-            return function(*keras.tree.map_structure(_tensor, arguments))
-
-    return run
+def _note_log_probs(request: Request, logits: np.ndarray, token: int) -> None:
+    log_probs = logits - logits.max()
+    log_probs = log_probs - np.log(np.exp(log_probs).sum())
+    request.log_probs.append(float(log_probs[token]))
+    best = np.argsort(-log_probs, kind="stable")[: request.top_log_probs]
+    request.alternatives.append({int(i): float(log_probs[i]) for i in best})

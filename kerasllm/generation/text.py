@@ -1,12 +1,47 @@
-"""Text in, text out: prompts to requests, tokens to pieces of text that never end in half a character."""
+"""Text in, text out: what `generate` of every model does."""
 
+import dataclasses
+import time
 from collections.abc import Iterator
 
-from kerasllm.generation.beam import Beams, beam_search
-from kerasllm.generation.engine import Request
-from kerasllm.generation.sampling import Sampler
+import numpy as np
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+from kerasllm.generation.beam import Beams, beam_search, contrastive_search
+from kerasllm.generation.constraints import constraints_of
+from kerasllm.generation.drafts import Drafts
+from kerasllm.generation.engine import Engine, checked_logits
+from kerasllm.generation.pieces import Pieces
+from kerasllm.generation.programs import CHUNK
+from kerasllm.generation.prompts import fit_context, fit_source, stop_strings, stop_token_ids_of, token_prompts
+from kerasllm.generation.requests import Request
+from kerasllm.generation.sampling import Sampler
+from kerasllm.generation.structured import Grammar
+from kerasllm.models.inputs import tokenizer_of
+
+SECONDS_A_PIECE = 0.03  # A stream is not faster than an eye.
+MOST_LOG_PROBS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """An answer, or a piece of a streamed one, with what is known about it.
+
+    Attributes:
+        text: new text; `None` for models without a tokenizer.
+        token_ids: new token ids, those of a stop string included.
+        finish_reason: "stop", "length", or "" for a piece of an unfinished answer.
+        log_probs: log-probability of each token, if asked for.
+        alternatives: for each token the likeliest ones, `{token id: log-probability}`, if asked for.
+        drafted, accepted: tokens guessed for it, and those that were right, in speculative decoding.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    finish_reason: str = ""
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    alternatives: list[dict[int, float]] = dataclasses.field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
 
 
 def generate(
@@ -14,212 +49,211 @@ def generate(
     prompts,
     max_new_tokens=100,
     sampler="greedy",
-    temperature=None,
-    top_k=None,
-    top_p=None,
     seed=0,
     stop=None,
     stop_token_ids=None,
     truncation=False,
     strip_prompt=False,
     stream=False,
+    n=1,
+    details=False,
+    log_probs=None,
+    slots=None,
+    draft=None,
+    num_draft_tokens=4,
     num_beams=1,
     length_penalty=1.0,
     early_stopping=False,
+    num_beam_groups=1,
+    diversity_penalty=0.0,
+    penalty_alpha=None,
+    no_repeat_ngram_size=0,
+    bad_words=(),
+    min_new_tokens=0,
+    logit_bias=None,
+    regex=None,
+    json_schema=None,
+    choice=None,
+    **settings,
 ):
     """See `CausalLM.generate`."""
-    beams = Beams(num_beams, length_penalty, early_stopping)
-    settings = Sampler.from_arguments(sampler, temperature, top_k, top_p, seed)
-    if settings.top_k > model.config.vocabulary_size:
-        raise ValueError(
-            f"`top_k` is larger than the vocabulary of {model.config.vocabulary_size}. Received: top_k={top_k}"
-        )
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"`max_new_tokens` must be a whole number above 0. Received: {max_new_tokens!r}")
-    batch, as_text, single = _token_prompts(model, prompts)
-    stop = _stop_strings(model, stop)
-    stop_token_ids = _stop_token_ids(model, stop_token_ids)
+    beams = Beams(num_beams, length_penalty, early_stopping, num_beam_groups, diversity_penalty)
+    function = sampler if callable(sampler) and not isinstance(sampler, Sampler) else None
+    if penalty_alpha is not None:
+        searched_by, settings = {"top_k": settings.pop("top_k", 4), "penalty_alpha": penalty_alpha}, settings
+    sampler = Sampler.from_arguments("temperature" if function else sampler, seed=seed, **settings)
+    batch, as_text, single = token_prompts(model, prompts)
+    stop = stop_strings(model, stop)
+    _check(model, sampler, function, n, log_probs, beams, penalty_alpha, stream, draft, single, len(batch))
+    limits = _limits(max_new_tokens, len(batch), single)
+    stop_token_ids = stop_token_ids_of(model, stop_token_ids)
     has_encoder = model.config.num_encoder_layers > 0
-    strip_prompt = strip_prompt or has_encoder  # A source is not part of the answer.
-    requests = [
-        Request(
-            _fit_context(model, [model.start_token_id] if has_encoder else ids, max_new_tokens, truncation),
-            max_new_tokens,
-            settings,
+    form = {"regex": regex, "json_schema": json_schema, "choice": choice}
+    grammar = None
+    if any(value is not None for value in form.values()):
+        grammar = Grammar(tokenizer_of(model), **form)
+
+    def constraints():
+        size, words = model.config.vocabulary_size, _words(model, bad_words)
+        made = constraints_of(size, stop_token_ids, no_repeat_ngram_size, words, min_new_tokens, logit_bias)
+        return made if grammar is None else [*made, grammar.constraint(stop_token_ids)]
+
+    def request(ids, limit, count):
+        return Request(
+            fit_context(model, [model.start_token_id] if has_encoder else ids, limit, truncation),
+            limit,
+            dataclasses.replace(sampler, seed=sampler.seed + count),
             stop_token_ids,
             slide=truncation,
-            source=_fit_source(model, ids, truncation) if has_encoder else None,
+            source=fit_source(model, ids, truncation) if has_encoder else None,
+            constraints=constraints(),
+            logits_function=function,
+            top_log_probs=log_probs,
         )
-        for ids in batch
-    ]
-    if num_beams > 1 and (settings.temperature > 0 or stream):
-        raise ValueError("Beam search is neither sampled nor streamed. Use sampler='greedy' without `stream`.")
-    if stream:
-        if not single:
-            raise ValueError(f"`stream=True` takes one prompt. Received: {len(batch)} prompts")
-        return _stream(model, requests[0], stop, as_text)
-    decoders = [_Pieces(model.tokenizer, r, stop) for r in requests] if as_text else []
-    if num_beams > 1:
-        for request in requests:
-            beam_search(model.engine, request, beams)
+
+    searching = num_beams > 1 or penalty_alpha is not None
+    copies = 1 if searching else n
+    requests = [request(ids, limit, count) for ids, limit in zip(batch, limits) for count in range(copies)]
+    if function is not None:
+        _try(function, model.config.vocabulary_size)
+    if searching:
+        completions = []
+        for one in requests:
+            completions += _searched(model, one, beams, n, searched_by if penalty_alpha is not None else None, as_text)
     else:
-        for _ in model.engine.run(requests):
-            if stop:
-                for decoder in decoders:
-                    decoder.advance()
+        options = {} if draft is None else {"drafts": Drafts(None if draft == "lookup" else draft, num_draft_tokens)}
+        engine = Engine.for_requests(model, requests, slots, **options)
+        decoders = [Pieces(model.tokenizer, one, stop) for one in requests] if as_text else []
+        if stream:
+            return _stream(engine, requests[0], decoders[0] if as_text else None, details)
+        _run(engine, requests, decoders if stop else [])
+        completions = [_completion(one, decoders[i].finish() if as_text else None) for i, one in enumerate(requests)]
     answers = []
-    for i, (ids, request) in enumerate(zip(batch, requests)):
-        if not as_text:
-            answers.append(request.new_tokens if strip_prompt else list(ids) + request.new_tokens)
-            continue
-        text = decoders[i].finish()
-        answers.append(text if strip_prompt else _prompt_text(prompts, single, i) + text)
+    for i, ids in enumerate(batch):
+        before = "" if strip_prompt or has_encoder else prompts if single else prompts[i]
+        before = before if as_text else [] if strip_prompt or has_encoder else list(ids)
+        several = completions[i * n : (i + 1) * n]
+        if not details:
+            several = [before + (c.text if as_text else c.token_ids) for c in several]
+        answers.append(several[0] if n == 1 else several)
     return answers[0] if single else answers
 
 
-def _prompt_text(prompts, single, i):
-    return prompts if single else prompts[i]
+def _check(model, sampler, function, n, log_probs, beams, penalty_alpha, stream, draft, single, size) -> None:
+    if sampler.top_k > model.config.vocabulary_size:
+        raise ValueError(
+            f"`top_k` is larger than the vocabulary of {model.config.vocabulary_size}. Received: top_k={sampler.top_k}"
+        )
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 1024:
+        raise ValueError(f"`n` must be a whole number from 1 to 1024. Received: n={n!r}")
+    if log_probs is not None and (
+        isinstance(log_probs, bool) or not isinstance(log_probs, int) or not 0 <= log_probs <= MOST_LOG_PROBS
+    ):
+        raise ValueError(
+            f"`log_probs` is how many alternatives to list, from 0 to {MOST_LOG_PROBS}, or None. "
+            f"Received: log_probs={log_probs!r}"
+        )
+    searching = beams.num_beams > 1 or penalty_alpha is not None
+    if searching and (sampler.temperature > 0 or stream or function is not None or draft is not None):
+        raise ValueError(
+            "Beam search and contrastive search are neither sampled, streamed nor drafted. Use sampler='greedy' alone."
+        )
+    if beams.num_beams > 1 and n > beams.num_beams:
+        raise ValueError(f"A search with {beams.num_beams} beams has as many answers. Received: n={n}")
+    if stream and (not single or n > 1):
+        raise ValueError(f"`stream=True` takes one prompt, for one answer. Received: {size} prompts, n={n}")
+    if draft is not None and draft != "lookup" and not hasattr(draft, "transformer"):
+        raise ValueError(f"`draft` must be a CausalLM or 'lookup'. Received: draft={draft!r}")
 
 
-def _token_prompts(model, prompts):
-    """(list of token id lists, whether they came as text, whether there was only one)."""
-    if isinstance(prompts, str):
-        texts, single = [prompts], True
-    elif len(prompts) == 0:
-        raise ValueError("There is no prompt. Received: an empty list")
-    elif all(isinstance(p, str) for p in prompts):
-        texts, single = list(prompts), False
+def _words(model, words) -> list:
+    """Token ids of words, each as it is and after a space; ids as they are."""
+    words = [words] if isinstance(words, str) else words
+    encode = tokenizer_of(model).encode if any(isinstance(word, str) for word in words) else None
+    spelled = [[encode(word), encode(" " + word)] if isinstance(word, str) else [word] for word in words]
+    return [ids for spellings in spelled for ids in spellings]
+
+
+def _limits(max_new_tokens, size, single) -> list[int]:
+    limits = max_new_tokens if isinstance(max_new_tokens, list | tuple) else [max_new_tokens] * size
+    for limit in limits:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"`max_new_tokens` must be a whole number above 0. Received: {max_new_tokens!r}")
+    if len(limits) != size:
+        raise ValueError(f"There must be one of `max_new_tokens` a prompt. Received: {len(limits)} for {size} prompts")
+    return limits
+
+
+def _try(function, vocabulary_size) -> None:
+    """A function that cannot work is found out before any prompt is read."""
+    logits = np.zeros(vocabulary_size, "float32")
+    checked_logits(function(logits.copy(), []), logits.shape)
+
+
+def _run(engine, requests, decoders) -> None:
+    for request in sorted(requests, key=lambda r: -r.max_new_tokens):
+        engine.submit(request)
+    while engine.waiting or engine.running:
+        engine.step()
+        for decoder in decoders:
+            decoder.advance()
+    for request in requests:
+        if request.error is not None:
+            raise request.error
+
+
+def _searched(model, request, beams, n, contrastive, as_text) -> list[Completion]:
+    if contrastive is not None:
+        contrastive_search(model, request, **contrastive)
+        answers = [(request.new_tokens, request.finished)] * n
     else:
-        single = not hasattr(prompts[0], "__len__")
-        batch = [prompts] if single else prompts
-        for ids in batch:
-            model.check_token_ids(ids)
-        return [[int(t) for t in ids] for ids in batch], False, single
-    if model.tokenizer is None:
-        raise ValueError("The model has no tokenizer, so prompts must be lists of token ids. Received: text")
-    encode = model.encode_source if model.config.num_encoder_layers else model.tokenizer.encode
-    return [encode(text) for text in texts], True, single
+        answers = [(a.tokens, a.ended_by) for a in beam_search(model, request, beams)[:n]]
+    completions = []
+    for tokens, reason in answers:
+        whole = dataclasses.replace(request, new_tokens=tokens, finished=reason)
+        completions.append(_completion(whole, Pieces(model.tokenizer, whole).finish() if as_text else None))
+    return completions
 
 
-def _fit_context(model, ids, max_new_tokens, truncation):
-    limit = model.config.max_sequence_length
-    if not ids:
-        end = model.tokenizer.end_token_id if model.tokenizer else None
-        if end is None:
-            raise ValueError("The prompt is empty. Give at least one token to begin with.")
-        return [end]  # The token between documents: the model begins a new one.
-    if truncation:
-        return ids[-(limit - 1) :] if len(ids) >= limit else list(ids)
-    if len(ids) >= limit:
-        raise ValueError(
-            f"The prompt has {len(ids)} tokens, and the model's context is {limit}, with at least one to make. "
-            "Shorten it, or pass truncation=True to keep its end."
-        )
-    if len(ids) + max_new_tokens > limit:
-        raise ValueError(
-            f"The prompt's {len(ids)} tokens and max_new_tokens={max_new_tokens} exceed the model's context of "
-            f"{limit}. Ask for at most {limit - len(ids)}, or pass truncation=True to let the context slide."
-        )
-    return list(ids)
+def _completion(request, text) -> Completion:
+    return Completion(
+        text,
+        request.new_tokens,
+        request.finished,
+        request.log_probs,
+        request.alternatives,
+        request.drafted,
+        request.accepted,
+    )
 
 
-def _fit_source(model, ids, truncation):
-    limit = model.config.max_sequence_length
-    if not ids:
-        raise ValueError("The source is empty. Give at least one token.")
-    if len(ids) > limit and not truncation:
-        raise ValueError(
-            f"The source has {len(ids)} tokens, and the encoder reads {limit}. "
-            "Shorten it, or pass truncation=True to keep its beginning."
-        )
-    return list(ids[:limit])
+def _stream(engine, request, pieces, details) -> Iterator:
+    engine.submit(request)
+    sent, most = 0, 1
+    try:
+        while not request.finished:
+            began = time.perf_counter()
+            engine.step(most)
+            made = max(1, len(request.new_tokens) - sent)
+            most = max(1, min(CHUNK, int(SECONDS_A_PIECE * made / (time.perf_counter() - began))))
+            if request.error is not None:
+                raise request.error
+            texts = pieces.each() if pieces else [None] * (len(request.new_tokens) - sent)
+            for text in texts:
+                yield from _piece(request, sent, sent + 1, text, details)
+                sent += 1
+        rest = pieces.rest() if pieces else None
+        if rest or details:
+            yield from _piece(request, sent, sent, rest, details, request.finished)
+    finally:
+        engine.cancel(request)  # Also where the reader has gone.
 
 
-def _stop_strings(model, stop):
-    if stop is None:
-        return ()
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(s, str) and s for s in stop):
-        raise ValueError(f"`stop` must be a string or a list of strings, none empty. Received: {stop!r}")
-    if model.tokenizer is None:
-        raise ValueError("Stop strings need a tokenizer, and the model has none. Use `stop_token_ids`.")
-    return stop
-
-
-def _stop_token_ids(model, ids) -> frozenset[int]:
-    if ids is None:
-        end = model.tokenizer.end_token_id if model.tokenizer else None
-        return frozenset() if end is None else frozenset([end])
-    ids = list(ids) if hasattr(ids, "__iter__") else [ids]
-    if ids:
-        model.check_token_ids(ids)
-    return frozenset(int(i) for i in ids)
-
-
-def _stream(model, request, stop, as_text) -> Iterator:
-    sent = 0
-    pieces = _Pieces(model.tokenizer, request, stop) if as_text else None
-    for _ in model.engine.run([request]):
-        if as_text:
-            piece = pieces.advance()
-            if piece:
-                yield piece
-        else:
-            yield from request.new_tokens[sent:]
-            sent = len(request.new_tokens)
-    if as_text:
-        rest = pieces.finish()[pieces.sent :]
-        if rest:
-            yield rest
-
-
-class _Pieces:
-    """Decodes a request's tokens as they come, holding back what may still change or be a stop string."""
-
-    def __init__(self, tokenizer, request, stop):
-        self.tokenizer, self.request, self.stop = tokenizer, request, stop
-        # Decoded with the prompt before them: some decoders drop a leading space of what they are given.
-        self.context = request.prompt[-8:]
-        self.before = len(tokenizer.decode(self.context))
-        self.text = ""
-        self.sent = 0
-        self.ended = False
-
-    def advance(self) -> str:
-        """What became certain since the last call."""
-        if self.ended:
-            return ""
-        self._decode()
-        safe = len(self.text)
-        if not self.ended:
-            while safe > self.sent and self.text[safe - 1] == REPLACEMENT:
-                safe -= 1
-            certain = self.text[:safe]
-            for string in self.stop:
-                safe = min(safe, len(certain) - _overlap(certain, string))
-        piece = self.text[self.sent : safe]
-        self.sent = max(self.sent, safe)
-        return piece
-
-    def finish(self) -> str:
-        """The whole answer; the half of a character that it may have ended in is left out."""
-        if not self.ended:
-            self._decode()
-        return self.text if self.ended else self.text.rstrip(REPLACEMENT)
-
-    def _decode(self):
-        ids = self.context + self.request.new_tokens
-        self.text = self.tokenizer.decode(ids)[self.before :]
-        found = [self.text.find(s) for s in self.stop if s in self.text]
-        if found:
-            self.text = self.text[: min(found)]
-            self.ended = True
-            self.request.finished = "stop"
-
-
-def _overlap(text: str, string: str) -> int:
-    """Length of the longest end of `text` that begins `string`."""
-    for size in range(min(len(text), len(string) - 1), 0, -1):
-        if text.endswith(string[:size]):
-            return size
-    return 0
+def _piece(request, start, stop, text, details, reason="") -> Iterator:
+    tokens = request.new_tokens[start:stop]
+    if details:
+        yield Completion(text, tokens, reason, request.log_probs[start:stop], request.alternatives[start:stop])
+    elif text is None:
+        yield from tokens
+    elif text:
+        yield text

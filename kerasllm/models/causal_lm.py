@@ -46,7 +46,6 @@ class CausalLM(LanguageModel):
         super().__init__(config, tokenizer, **kwargs)
         if not self.config.causal:
             raise ValueError("A CausalLM needs a config with causal=True. Received: causal=False")
-        self._engine = None
 
     def row_data(self, x, y, sample_weight, batch_size, shuffle):
         return causal_rows(self, x, y, sample_weight, batch_size, shuffle)
@@ -72,36 +71,46 @@ class CausalLM(LanguageModel):
         scores = ops.convert_to_numpy(scores).reshape(ids.shape)
         return [row[: length - 1] for row, length in zip(scores, mask.sum(axis=1))]
 
-    @property
-    def engine(self):
-        """The engine that makes this model's tokens; its compiled functions are kept."""
-        if self._engine is None:
-            from kerasllm.generation.engine import Engine
-
-            self._engine = Engine(self)
-        return self._engine
-
     def generate(self, prompts, max_new_tokens=100, **options):
         """Continues prompts.
 
+        Many prompts share a batch, in which those that end make room for those that wait; each gets the answer that
+        it would get alone.
+
         Args:
             prompts: a string, a list of strings, a list of token ids, or a list of such lists.
-            max_new_tokens: tokens to make at the most.
-            sampler: "greedy" (default), "temperature", "top_k", "top_p", or a `kerasllm.Sampler`.
-            temperature, top_k, top_p, seed: of the sampler.
+            max_new_tokens: tokens to make at the most; or a list, one a prompt.
+            sampler: "greedy" (default), "temperature", "top_k", "top_p", "min_p", "typical", "top_a", "mirostat"; a
+                `kerasllm.Sampler`; or a function `logits, tokens → logits` of NumPy arrays (vocabulary,) and the
+                answer so far, from which the next token is then drawn.
+            temperature, top_k, top_p, min_p, typical_p, top_a, mirostat, mirostat_eta, repetition_penalty,
+                frequency_penalty, presence_penalty, seed: of the sampler, see `kerasllm.Sampler`.
             stop: string or strings at which the answer ends (they are not part of it).
             stop_token_ids: tokens at which it ends; the tokenizer's end token when left out, `[]` for never.
+            no_repeat_ngram_size, bad_words, min_new_tokens, logit_bias: see `kerasllm.generation.constraints`.
+            regex, json_schema, choice: what the answer must be, one of them; see
+                `kerasllm.generation.structured`.
             truncation: cut a prompt that is too long to its end, and let the context slide when it is full.
             strip_prompt: return only what is new.
-            num_beams, length_penalty, early_stopping: beam search instead of one greedy answer; see
-                `kerasllm.generation.beam.Beams`.
             stream: return an iterator of pieces of the new text (or of new token ids) as they are made.
+            n: answers a prompt, with the seeds `seed`, `seed + 1` …, or the best of a beam search; then a list of
+                them in place of each.
+            details: return `Completion` objects: text, token ids, why it ended, log-probabilities.
+            log_probs: with `details`, how many alternatives to list beside each token's log-probability.
+            draft: a smaller model whose guesses are checked several at once, or "lookup", to guess from the text
+                itself: the same answer, in fewer steps. See `kerasllm.generation.drafts`.
+            num_draft_tokens: guesses at once.
+            num_beams, length_penalty, early_stopping, num_beam_groups, diversity_penalty: beam search instead of one
+                greedy answer; see `kerasllm.generation.beam.Beams`.
+            penalty_alpha: contrastive search among the `top_k` (4) likeliest tokens; see
+                `kerasllm.generation.beam.contrastive_search`.
+            slots: prompts that run at once; as many as memory allows, up to 16, when left out.
 
         Returns:
             str for str, list for list, token ids for token ids; with the prompt, unless stripped or streamed.
 
         Raises:
-            ValueError: an empty prompt or one beyond the context, or a setting out of range.
+            ValueError: an empty prompt or one beyond the context, or a setting out of range: before anything is run.
 
         Example:
         ```python

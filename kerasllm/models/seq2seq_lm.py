@@ -74,7 +74,6 @@ class Seq2SeqLM(LanguageModel):
             raise ValueError("A Seq2SeqLM needs a config with an encoder. Received: num_encoder_layers=0")
         self.start_token_id = pad_token_id(self) if start_token_id is None else start_token_id
         self.check_token_ids([self.start_token_id])
-        self._engine = None
 
     # Data ----------------------------------------------------------------------------------------------------
 
@@ -204,15 +203,6 @@ class Seq2SeqLM(LanguageModel):
             hidden_states=numpy(decoder[1]),
             logits=ops.convert_to_numpy(logits),
         )
-
-    @property
-    def engine(self):
-        """The engine that makes this model's tokens; its compiled functions are kept."""
-        if self._engine is None:
-            from kerasllm.generation.engine import Engine
-
-            self._engine = Engine(self)
-        return self._engine
 
     def generate(self, sources, max_new_tokens=None, **options):
         """Writes a target for each source.

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from kerasllm import CausalLM, Sampler, TransformerConfig
+from kerasllm.generation.programs import programs_of
 
 VOCABULARY, LENGTH = 30, 16
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7]]
@@ -159,34 +160,25 @@ def test_errors_name_what_is_wrong(model, prompt, options, message):
         model.generate(prompt, **{"max_new_tokens": 3, **options})
 
 
-def count_traces(model, monkeypatch):
-    """A list that grows each time the network is run by Python: when compiled, once a compilation."""
-    runs, run = [], model.transformer.call
-
-    def counted(*arguments, **options):
-        runs.append(1)
-        return run(*arguments, **options)
-
-    monkeypatch.setattr(model.transformer, "call", counted)
-    return runs
-
-
-def test_lengths_and_settings_do_not_compile_anew(monkeypatch):
-    if keras.backend.backend() == "torch":
-        pytest.skip("PyTorch runs uncompiled")
+def test_lengths_rows_and_settings_do_not_compile_anew():
     model = make_model()
-    runs = count_traces(model, monkeypatch)
     model.generate([1, 2, 3], max_new_tokens=3)
-    assert len(runs) == 2  # prefill and decode
+    programs = programs_of(model)
+    assert programs.compilations == 2  # reading the prompt, and making tokens
     model.generate([1, 2, 3], max_new_tokens=3, **SAMPLED)
-    assert len(runs) == 3  # decode with sampling
+    assert programs.compilations == 3  # making tokens by sampling
     for prompt in PROMPTS:
         for seed in (1, 2):
-            model.generate(prompt, max_new_tokens=4 + seed, sampler="top_k", top_k=seed, temperature=0.5, seed=seed)
+            options = {"sampler": "top_k", "top_k": seed, "temperature": 0.5, "min_p": 0.1, "presence_penalty": 0.2}
+            model.generate(prompt, max_new_tokens=4 + seed, seed=seed, **options)
             model.generate(prompt, max_new_tokens=2 + seed)
-    assert len(runs) == 3
-    model.generate(PROMPTS, max_new_tokens=2)  # another number of slots
-    assert len(runs) == 4
+    assert programs.compilations == 3
+    model.generate(PROMPTS, max_new_tokens=2)
+    several = programs.compilations
+    assert several == 5  # another number of slots
+    model.generate([*PROMPTS, [7]], max_new_tokens=4)
+    assert programs.compilations == several
+    assert programs_of(model) is programs
 
 
 def test_new_weights_are_used(model):

@@ -9,19 +9,26 @@ SENTENCE = "I like 😀 and 🇨🇭, naïve 猫! STOP never"
 
 
 class Scripted:
-    """Stands in for the engine: "generates" given tokens, one a step."""
+    """Stands in for the engine: "generates" given tokens, a few a step."""
 
-    def __init__(self, *scripts):
-        self.scripts = scripts
+    def __init__(self, scripts, a_step=1):
+        self.scripts, self.a_step = [iter(script) for script in scripts], a_step
+        self.waiting, self.running, self.steps = [], [], 0
 
-    def run(self, requests):
-        scripts = [iter(script) for script in self.scripts]
-        yield requests
-        while any(not r.finished for r in requests):
-            for request, script in zip(requests, scripts):
+    def submit(self, request):
+        self.running.append(request)
+
+    def step(self, most=1):
+        self.steps += 1
+        for request, script in zip(self.running, self.scripts):
+            for _ in range(self.a_step):
                 if not request.finished:
                     request.accept(next(script, 0))
-            yield requests
+        if all(request.finished for request in self.running):
+            self.running = []
+
+    def cancel(self, request):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +39,19 @@ def model():
     return CausalLM(TransformerConfig(tokenizer.vocabulary_size, 128, **sizes), tokenizer=tokenizer)
 
 
-def scripted(model, monkeypatch, *texts):
-    monkeypatch.setattr(model, "_engine", Scripted(*(model.tokenizer.encode(text) for text in texts)))
+def scripted(monkeypatch, *scripts, a_step=1):
+    """Lets `generate` write the scripts, texts or token ids; returns the engines that it makes."""
+    engines = []
+
+    class Engine:
+        @staticmethod
+        def for_requests(model, requests, slots=None):
+            ids = [model.tokenizer.encode(script) if isinstance(script, str) else script for script in scripts]
+            engines.append(Scripted(ids, a_step))
+            return engines[-1]
+
+    monkeypatch.setattr("kerasllm.generation.text.Engine", Engine)
+    return engines
 
 
 def size(text):
@@ -42,7 +60,7 @@ def size(text):
 
 @pytest.mark.parametrize("prompt", ["Hi ", "👍", "é"])
 def test_a_stream_gives_whole_characters_that_add_up(model, monkeypatch, prompt):
-    scripted(model, monkeypatch, SENTENCE)
+    scripted(monkeypatch, SENTENCE)
     whole = model.generate(prompt, max_new_tokens=size(SENTENCE))
     assert whole == prompt + SENTENCE
     pieces = list(model.generate(prompt, max_new_tokens=size(SENTENCE), stream=True))
@@ -52,7 +70,7 @@ def test_a_stream_gives_whole_characters_that_add_up(model, monkeypatch, prompt)
 
 
 def test_an_answer_never_ends_in_half_a_character(model, monkeypatch):
-    scripted(model, monkeypatch, SENTENCE)
+    scripted(monkeypatch, SENTENCE)
     for count in range(1, size(SENTENCE)):
         whole = SENTENCE.encode()[:count].decode(errors="ignore")
         assert model.generate("Hi", max_new_tokens=count, strip_prompt=True) == whole
@@ -72,37 +90,44 @@ def test_an_answer_never_ends_in_half_a_character(model, monkeypatch):
     ],
 )
 def test_stop_strings_end_an_answer_and_never_show(model, monkeypatch, stop, expected):
-    scripted(model, monkeypatch, SENTENCE)
+    scripted(monkeypatch, SENTENCE)
     options = {"max_new_tokens": size(SENTENCE), "stop": stop}
     assert model.generate("Hi", strip_prompt=True, **options) == expected
     assert "".join(model.generate("Hi", stream=True, **options)) == expected
 
 
 def test_a_stop_string_is_looked_for_in_the_answer_only(model, monkeypatch):
-    scripted(model, monkeypatch, "P and on")
+    scripted(monkeypatch, "P and on")
     assert model.generate("STO", max_new_tokens=8, stop="STOP") == "STOP and on"
 
 
 def test_each_row_stops_by_itself(model, monkeypatch):
-    scripted(model, monkeypatch, "one. more", "another. text")
+    scripted(monkeypatch, "one. more", "another. text")
     answers = model.generate(["A", "B"], max_new_tokens=13, stop=".", strip_prompt=True)
     assert answers == ["one", "another"]
 
 
 def test_stopping_saves_the_rest_of_the_steps(model, monkeypatch):
-    engine = Scripted(model.tokenizer.encode("a. " + "b" * 90))
-    steps = []
-    run = engine.run
-    engine.run = lambda requests: (steps.append(1) or r for r in run(requests))
-    monkeypatch.setattr(model, "_engine", engine)
+    engines = scripted(monkeypatch, "a. " + "b" * 90)
     model.generate("Hi", max_new_tokens=90, stop=".")
-    assert len(steps) < 6
+    assert engines[0].steps < 6
+
+
+@pytest.mark.parametrize("a_step", [1, 5, 32])
+def test_a_stop_string_ends_the_tokens_too(model, monkeypatch, a_step):
+    scripted(monkeypatch, "one STOP two", a_step=a_step)
+    answer = model.generate("Hi", max_new_tokens=12, stop="STOP", details=True)
+    assert (answer.text, answer.finish_reason) == ("one ", "stop")
+    assert model.tokenizer.decode(answer.token_ids) == "one STOP"
+    pieces = list(model.generate("Hi", max_new_tokens=12, stop="STOP", details=True, stream=True))
+    assert "".join(piece.text for piece in pieces) == "one "
+    assert [i for piece in pieces for i in piece.token_ids] == answer.token_ids
+    assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["stop"]
 
 
 def test_the_end_token_ends_the_text(model, monkeypatch):
     end = model.tokenizer.end_token_id
-    ids = [*model.tokenizer.encode("bye"), end, *model.tokenizer.encode("more")]
-    monkeypatch.setattr(model, "_engine", Scripted(ids))
+    scripted(monkeypatch, [*model.tokenizer.encode("bye"), end, *model.tokenizer.encode("more")])
     assert model.generate("Hi", max_new_tokens=7, strip_prompt=True) == "bye"
     unstopped = model.generate("Hi", max_new_tokens=8, strip_prompt=True, stop_token_ids=[])
     assert unstopped.startswith("bye") and unstopped.endswith("more")
@@ -123,7 +148,7 @@ def test_text_for_text_and_lists_for_lists(model):
 
 
 def test_an_empty_prompt_begins_a_new_document(model, monkeypatch):
-    scripted(model, monkeypatch, "Once")
+    scripted(monkeypatch, "Once")
     assert model.generate("", max_new_tokens=4) == "Once"
 
 

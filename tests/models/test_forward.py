@@ -7,7 +7,8 @@ from differentiate import weight_gradients
 from keras import ops
 
 from kerasllm import CausalLM, TransformerConfig
-from kerasllm.generation.engine import _compiled, bucket
+from kerasllm.generation.programs import programs_of
+from kerasllm.generation.slots import Slots
 from kerasllm.losses import linear_cross_entropy
 
 VOCABULARY, LENGTH = 30, 16
@@ -58,20 +59,15 @@ def test_a_token_changes_nothing_before_it(name):
 def test_cached_logits_are_the_full_ones(name):
     model, ids = make_model(name), random_ids(2, LENGTH)
     full = logits_of(model, ids)
-    engine = model.engine
-    decode = _compiled(model, engine._decode, donate=0)
-    cache = engine._empty_cache(2, bucket(LENGTH, engine.limit))
-    for row, prompt_length in enumerate((3, 7)):
-        padded = np.zeros((1, 16), "int32")
-        padded[0, :prompt_length] = ids[row, :prompt_length]
-        logits, pairs = engine._prefill(padded, np.array([prompt_length - 1], "int32"), ())
-        found = ops.convert_to_numpy(logits)[0]
-        np.testing.assert_allclose(found, full[row, prompt_length - 1], atol=1e-5)
-        cache = engine._insert(cache, pairs, np.int32(row))
-    for step in range(9):  # each row at its own place, up to the end of the second row's context
-        places = np.array([3 + step, 7 + step], "int32")
-        logits, cache = decode(cache, ids[[0, 1], places], places, ())
-        np.testing.assert_allclose(ops.convert_to_numpy(logits), full[[0, 1], places], atol=1e-5)
+    slots = Slots(programs_of(model), 2, LENGTH)
+    slots.read({0: ids[0, :3].tolist(), 1: ids[1, :7].tolist()})
+    for _ in range(9):  # each row at its own place, up to the end of the second row's context
+        rows = np.arange(2)
+        tokens = ids[rows, slots.positions][:, None]
+        logits, _, slots.cache = slots.programs.logits(slots.cache, tokens, slots.positions, slots.source)
+        found = ops.convert_to_numpy(logits)[:, 0]
+        np.testing.assert_allclose(found, full[rows, slots.positions], atol=1e-5)
+        slots.positions += 1
 
 
 def packed_and_alone():

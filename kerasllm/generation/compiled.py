@@ -1,0 +1,86 @@
+"""Functions of arrays as each backend runs them best, compiled once a shape, and counted."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+
+def compiled(model, function: Callable, donate: int | None = None) -> Callable:
+    """`function`, a pure function of nested arrays and the model's weights, compiled once for each set of shapes.
+
+    JAX jits it, TensorFlow compiles it by XLA, and PyTorch records its operations and replays them, without the
+    Python of layers and `keras.ops` in between. Nothing else about the arguments is looked at, so no setting
+    compiles again.
+
+    Args:
+        model: whose weights `function` reads; they may change, their number and shapes may not.
+        function: takes and returns nested lists, tuples and dicts of arrays.
+        donate: number of the argument whose memory may be reused: its values are lost.
+
+    Returns:
+        the function, with `compilations()`: how often it was compiled so far.
+    """
+    return _COMPILED[keras.backend.backend()](model, function, donate)
+
+
+def _jax(model, function, donate):
+    import jax
+
+    variables, traces = model.transformer.variables, []
+
+    def pure(values, *arguments):
+        traces.append(1)  # Python comes here only to compile.
+        with keras.StatelessScope(state_mapping=list(zip(variables, values))):
+            return function(*arguments)
+
+    jitted = jax.jit(pure, donate_argnums=() if donate is None else (donate + 1,))
+
+    def run(*arguments):
+        # JAX reads NumPy arrays where they lie, and later: what the caller then writes into them must not be seen.
+        arguments = keras.tree.map_structure(lambda x: x.copy() if isinstance(x, np.ndarray) else x, arguments)
+        return jitted([v.value for v in variables], *arguments)
+
+    run.compilations = lambda: len(traces)
+    return run
+
+
+def _tensorflow(model, function, donate):
+    import tensorflow as tf
+
+    traced = tf.function(function, jit_compile=True, autograph=False)
+
+    def run(*arguments):
+        return traced(*tf.nest.map_structure(tf.convert_to_tensor, arguments))
+
+    run.compilations = traced.experimental_get_tracing_count
+    return run
+
+
+def _torch(model, function, donate):
+    import torch
+
+    from kerasllm.generation.torch_graph import TorchGraph
+
+    graphs = {}
+
+    @torch.inference_mode()
+    def run(*arguments):
+        tensors = keras.tree.map_structure(to_tensor, arguments)
+        key = tuple((x.shape, x.dtype, x.device) for x in keras.tree.flatten(tensors))
+        if key not in graphs:
+            graphs[key] = TorchGraph(function, tensors)
+        return graphs[key](tensors)
+
+    run.compilations = lambda: len(graphs)
+    return run
+
+
+_COMPILED = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}
+
+
+def to_tensor(x):
+    """NumPy arrays as the backend's tensors; what is a tensor already, untouched."""
+    if not isinstance(x, np.ndarray | np.generic):
+        return x
+    return keras.ops.convert_to_tensor(x)

@@ -1,0 +1,91 @@
+"""What `choose` reads beside the logits: each slot's settings, random numbers and what was said so far."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasllm.generation.constraints import bias_of
+from kerasllm.generation.requests import Request
+from kerasllm.generation.sampling import COLD, PENALTIES, Sampler, settings_of
+
+
+class Draws:
+    """The samplers of an engine's slots.
+
+    Args:
+        slots: of the engine.
+        vocabulary_size: of the model.
+    """
+
+    def __init__(self, slots: int, vocabulary_size: int):
+        self.slots, self.vocabulary_size = slots, vocabulary_size
+        self.mu = np.zeros(slots, "float32")  # Mirostat's state.
+        self._blank = {}
+
+    def admit(self, requests: dict[int, Request]) -> None:
+        for slot, request in requests.items():
+            self.mu[slot] = 2 * request.sampler.mirostat
+
+    def of(self, running: dict[int, Request], width: int) -> dict:
+        """The arguments of `choose` for the next `width` tokens of each slot, as a dict.
+
+        `uniforms` is (slots, width); `counts`, `seen` and `bias` are (slots, vocabulary).
+        """
+        samplers = [running[slot].sampler if slot in running else None for slot in range(self.slots)]
+        uniforms = np.zeros((self.slots, width), "float32")
+        for slot, request in running.items():
+            if request.sampler.temperature > COLD:
+                uniforms[slot] = request.sampler.uniforms(len(request.new_tokens), width)
+        draw = {"settings": settings_of(samplers, self.slots), "uniforms": uniforms, "mu": self.mu}
+        return draw | self._said(running) | {"bias": self._bias(running)}
+
+    def keep(self, mu) -> None:
+        self.mu = np.array(ops.convert_to_numpy(mu))
+
+    def _said(self, running):
+        if not any(_has_penalties(request.sampler) for request in running.values()):
+            return {"counts": self._zeros("int32"), "seen": self._zeros("bool")}
+        counts = np.zeros((self.slots, self.vocabulary_size), "int32")
+        seen = np.zeros((self.slots, self.vocabulary_size), "bool")
+        for slot, request in running.items():
+            if _has_penalties(request.sampler):
+                np.add.at(counts[slot], request.new_tokens, 1)
+                seen[slot, request.prompt] = True
+        return {"counts": counts, "seen": seen}
+
+    def _bias(self, running):
+        if not any(request.constraints for request in running.values()):
+            return self._zeros("float32")
+        bias = np.zeros((self.slots, self.vocabulary_size), "float32")
+        for slot, request in running.items():
+            if request.constraints:
+                arguments = request.prompt, request.new_tokens, self.vocabulary_size
+                bias[slot] = bias_of(request.constraints, *arguments)
+        return bias
+
+    def _zeros(self, dtype):
+        # Made once, on the device: mostly nobody asks for more.
+        if dtype not in self._blank:
+            self._blank[dtype] = ops.zeros((self.slots, self.vocabulary_size), dtype)
+        return self._blank[dtype]
+
+
+def is_greedy(request: Request) -> bool:
+    """Whether the likeliest token is always the next."""
+    return request.sampler.temperature <= COLD and not depends_on_text(request)
+
+
+def depends_on_text(request: Request) -> bool:
+    """Whether a choice depends on the tokens before it otherwise than through the model."""
+    return _has_penalties(request.sampler) or bool(request.constraints) or request.sampler.mirostat > 0
+
+
+def repeated(draw: dict, width: int) -> dict:
+    """The draw of `width` tokens a slot at once, as if each were a row of its own: for `choose` on (slots · width)."""
+    rows = {name: value for name, value in draw.items() if name != "uniforms"}
+    rows = keras.tree.map_structure(lambda x: ops.repeat(x, width, axis=0), rows)
+    return rows | {"uniforms": draw["uniforms"].reshape(-1)}
+
+
+def _has_penalties(sampler: Sampler) -> bool:
+    return any(getattr(sampler, name) != getattr(Sampler, name) for name in PENALTIES)

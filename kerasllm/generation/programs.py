@@ -1,0 +1,277 @@
+"""What a model runs to make tokens: pure functions of a cache and the model's weights, compiled.
+
+All of them are the same network over a few new tokens a row, each of which sees what its row has cached and the
+new ones before it. A prompt is many new tokens, a step of decoding is one, checking a draft is a few.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasllm.generation import cache as caches
+from kerasllm.generation.compiled import compiled, to_tensor
+from kerasllm.generation.sampling import choose, greedy
+
+CHUNK = 32  # tokens a row that one call makes at most
+MAX_STOP_IDS = 4  # stop tokens a row that end a call early; further ones are noticed after it
+
+
+class Programs:
+    """The compiled functions of one model, for any number of slots and any length of cache.
+
+    Shapes: token ids (slots, width) int32; `positions` (slots,) int32, how many tokens each slot has cached, and so
+    where the first new one goes; `cache` as in `kerasllm.generation.cache`; `source` empty, or for a model with an
+    encoder the pair (what the blocks' cross-attention makes of the sources, their lengths (slots,)).
+
+    Args:
+        model: a `CausalLM` or a `Seq2SeqLM`.
+    """
+
+    def __init__(self, model):
+        self.model, config = model, model.config
+        self.limit = config.max_sequence_length
+        self.has_encoder = config.num_encoder_layers > 0
+        self._weights = _identity(model)
+        self._all = []
+
+        def made(function, donate=None):
+            self._all.append(compiled(model, function, donate))
+            return self._all[-1]
+
+        self.extend = made(self._extend, donate=0)
+        self.extend_slot = made(self._extend_slot, donate=0)
+        self.logits = made(self._logits, donate=0)
+        self.encode = made(self._encode)
+        self.copy_slots = made(caches.copy_slots)
+        self.merge = made(caches.merge, donate=0)
+        self.write_slot = made(caches.write_slot, donate=0)
+        self.read_slot = made(caches.read_slot)
+        self.verify = made(self._verify, donate=0)
+        if keras.backend.backend() == "torch":
+            step = made(self._greedy_step, donate=0)
+            self.choose = _torch_choose
+            self.make_greedy = lambda *arguments: _torch_greedy(step, *arguments)
+            self.make_sampled = lambda *arguments: _torch_sampled(self.logits, *arguments)
+        else:
+            self.choose = made(_choose)
+            self.make_greedy = made(self._make_greedy, donate=0)
+            self.make_sampled = made(self._make_sampled, donate=0)
+
+    @property
+    def compilations(self) -> int:
+        """How often anything was compiled so far."""
+        return sum(function.compilations() for function in self._all)
+
+    def fits(self, model) -> bool:
+        """Whether the model still has the weights these were made for."""
+        return _identity(model) == self._weights
+
+    def empty_cache(self, slots: int, length: int):
+        return caches.empty(self.model.config, slots, length, self.model.compute_dtype)
+
+    def empty_source(self, slots: int, length: int):
+        """Room for sources of up to `length` tokens; nothing for a model without an encoder."""
+        return (self.empty_cache(slots, length), np.ones(slots, "int32")) if self.has_encoder else ()
+
+    # The network ---------------------------------------------------------------------------------------------
+
+    def _hidden(self, cache, token_ids, positions, source):
+        """(slots, width, hidden_dim) of the new tokens, and the cache with them in it."""
+        length, window = caches.length_of(cache), self.model.config.sliding_window
+        places = positions[:, None] + ops.arange(token_ids.shape[1], dtype="int32")[None, :]
+        # Tokens that fill up a row may lie beyond the end: they go where nothing is read any more.
+        places = ops.minimum(places, length - 1)
+        columns = ops.arange(length, dtype="int32")[None, None, :]
+        mask = columns <= places[:, :, None]
+        if window:
+            mask = ops.logical_and(mask, columns > places[:, :, None] - window)
+        arguments = {
+            "positions": places,
+            "attention_mask": mask[:, None],
+            "cache": cache,
+            "update_cache": lambda old, new: caches.write(old, new, places),
+            "training": False,
+        }
+        network = self.model.transformer
+        if not self.has_encoder:
+            return network(token_ids, **arguments)
+        pairs, lengths = source
+        source_mask = _before(lengths, caches.length_of(pairs))
+        return network.decode(token_ids, [tuple(pair) for pair in pairs], source_mask, **arguments)
+
+    def _encode(self, token_ids, lengths):
+        network = self.model.transformer
+        hidden = network.encode(token_ids, _before(lengths, token_ids.shape[1]), training=False)
+        return network.decoder.project_source(hidden)
+
+    def _extend(self, cache, token_ids, positions, source):
+        return self._hidden(cache, token_ids, positions, source)[1]
+
+    def _extend_slot(self, cache, token_ids, positions, source, slot):
+        """`_extend` for one slot of many: token ids (1, width), positions (1,), and that slot's source."""
+        row = self._extend(caches.read_slot(cache, slot), token_ids, positions, source)
+        return caches.write_slot(cache, row, slot)
+
+    def _logits(self, cache, token_ids, positions, source):
+        """Logits of what follows each new token, float32 (slots, width, vocabulary), their last hidden states, and
+        the cache."""
+        hidden, cache = self._hidden(cache, token_ids, positions, source)
+        return self._head(hidden), hidden, cache
+
+    def _head(self, hidden):
+        logits = ops.cast(self.model.logits(hidden), "float32")
+        tokenizer, size = self.model.tokenizer, self.model.config.vocabulary_size
+        if tokenizer is None or tokenizer.vocabulary_size == size:
+            return logits
+        # A padded vocabulary: the ids that no token has are never made.
+        return ops.where(ops.arange(size) < tokenizer.vocabulary_size, logits, -1e30)
+
+    # Making tokens -------------------------------------------------------------------------------------------
+
+    def _greedy_step(self, cache, tokens, positions, source):
+        logits, _, cache = self._logits(cache, tokens[:, None], positions, source)
+        return greedy(logits[:, 0]), cache
+
+    def _make_greedy(self, cache, tokens, positions, source, ends):
+        """Up to CHUNK tokens a row, each fed back; see `Ends`.
+
+        Returns:
+            tokens (slots, CHUNK), how many columns were made, and the cache.
+        """
+        last = caches.length_of(cache) - 1
+
+        def body(step, tokens, positions, running, made, cache):
+            tokens, cache = self._greedy_step(cache, tokens, positions, source)
+            return step + 1, tokens, ops.minimum(positions + 1, last), *_note(made, step, running, tokens, ends), cache
+
+        state = (*_start(tokens, positions, ends), cache)
+        step, *_, made, cache = ops.while_loop(_goes_on(ends), body, state)
+        return made, step, cache
+
+    def _make_sampled(self, cache, tokens, positions, source, ends, draw):
+        """`_make_greedy` with `choose`; `draw` is what it reads beside logits. Also returns `mu`."""
+        last = caches.length_of(cache) - 1
+        constant = {name: draw[name] for name in ("settings", "seen", "bias")}
+
+        def body(step, tokens, positions, running, made, cache, mu, counts):
+            logits, _, cache = self._logits(cache, tokens[:, None], positions, source)
+            uniforms = ops.take(draw["uniforms"], step, axis=1)
+            tokens, mu = choose(logits[:, 0], uniforms=uniforms, mu=mu, counts=counts, **constant)
+            counts = counts + ops.one_hot(tokens, counts.shape[1], dtype=counts.dtype)
+            running, made = _note(made, step, running, tokens, ends)
+            return step + 1, tokens, ops.minimum(positions + 1, last), running, made, cache, mu, counts
+
+        state = (*_start(tokens, positions, ends), cache, draw["mu"], draw["counts"])
+        step, _, _, _, made, cache, mu, _ = ops.while_loop(_goes_on(ends), body, state)
+        return made, step, cache, mu
+
+    def _verify(self, cache, token_ids, positions, source):
+        """The likeliest token after each new one, (slots, width), and the cache."""
+        logits, _, cache = self._logits(cache, token_ids, positions, source)
+        return ops.cast(ops.argmax(logits, axis=-1), "int32"), cache
+
+
+def programs_of(model) -> Programs:
+    """A model's programs: made once, and again only after it got other weights, such as those of an adapter."""
+    programs = getattr(model, "_programs", None)
+    if programs is None or not programs.fits(model):
+        programs = model._programs = Programs(model)
+    return programs
+
+
+def ends_of(slots: int, stop_ids: dict[int, frozenset], running: list[int], least: int, limit: int) -> dict:
+    """When a call that makes many tokens returns.
+
+    Args:
+        slots: of the engine.
+        stop_ids: of each running slot.
+        running: the slots in use.
+        least: return when fewer than this are still running.
+        limit: tokens a row at the most.
+    """
+    stops = np.full((slots, MAX_STOP_IDS), -1, "int32")
+    for slot, ids in stop_ids.items():
+        ids = sorted(ids)[:MAX_STOP_IDS]
+        stops[slot, : len(ids)] = ids
+    alive = np.zeros(slots, "bool")
+    alive[running] = True
+    return {"stops": stops, "running": alive, "least": np.int32(least), "limit": np.int32(min(limit, CHUNK))}
+
+
+def _start(tokens, positions, ends):
+    step = ops.zeros((), "int32")
+    made = ops.zeros((tokens.shape[0], CHUNK), "int32")
+    return step, tokens, positions, ends["running"], made
+
+
+def _goes_on(ends):
+    def condition(step, tokens, positions, running, *_):
+        return ops.logical_and(step < ends["limit"], ops.sum(ops.cast(running, "int32")) >= ends["least"])
+
+    return condition
+
+
+def _note(made, step, running, tokens, ends):
+    """What is still running after these tokens, and the tokens made with them in column `step`."""
+    running = ops.logical_and(running, ops.all(tokens[:, None] != ends["stops"], axis=1))
+    return running, ops.where(ops.arange(CHUNK, dtype="int32")[None, :] == step, tokens[:, None], made)
+
+
+def _choose(logits, draw):
+    return choose(logits, **draw)
+
+
+def _before(lengths, width):
+    """(slots, width): True at the places before each row's length."""
+    return ops.arange(width, dtype="int32")[None, :] < lengths[:, None]
+
+
+def _identity(model) -> tuple:
+    return tuple(id(v) for v in model.transformer.variables)
+
+
+# PyTorch has no compiled loop: the loop is here, around one recorded step, and speaks NumPy where it decides.
+
+
+def _torch_greedy(step, cache, tokens, positions, source, ends):
+    def next_tokens(_, tokens, positions, cache):
+        return step(cache, tokens, positions, source)
+
+    return _torch_loop(next_tokens, cache, tokens, positions, ends)
+
+
+def _torch_sampled(logits_of, cache, tokens, positions, source, ends, draw):
+    draw = keras.tree.map_structure(to_tensor, draw)
+    counts, uniforms = ops.copy(draw["counts"]), draw["uniforms"]
+
+    def next_tokens(count, tokens, positions, cache):
+        logits, _, cache = logits_of(cache, tokens[:, None], positions, source)
+        now = {**draw, "uniforms": uniforms[:, count], "counts": counts}
+        tokens, draw["mu"] = choose(logits[:, 0], **now)
+        counts[ops.arange(counts.shape[0]), tokens.long()] += 1
+        return tokens, cache
+
+    return (*_torch_loop(next_tokens, cache, tokens, positions, ends), draw["mu"])
+
+
+def _torch_choose(logits, draw):
+    import torch
+
+    with torch.inference_mode():
+        return choose(to_tensor(logits), **keras.tree.map_structure(to_tensor, draw))
+
+
+def _torch_loop(next_tokens, cache, tokens, positions, ends):
+    import torch
+
+    made = np.zeros((len(tokens), CHUNK), "int32")
+    running, count, last = ends["running"].copy(), 0, caches.length_of(cache) - 1
+    with torch.inference_mode():
+        tokens, positions = to_tensor(tokens), to_tensor(np.array(positions))
+        while count < ends["limit"] and running.sum() >= ends["least"]:
+            tokens, cache = next_tokens(count, tokens, positions, cache)
+            made[:, count] = tokens.cpu().numpy()
+            running &= (made[:, count, None] != ends["stops"]).all(axis=1)
+            positions = (positions + 1).clamp_(max=last)
+            count += 1
+    return made, count, cache

@@ -1,0 +1,66 @@
+"""What is asked of the engine, and what has been made of it so far."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from kerasllm.generation.sampling import Sampler
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """One prompt and its answer so far.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_new_tokens: tokens to make at the most.
+        sampler: how they are chosen.
+        stop_token_ids: a token of these ends the request, and is not part of the answer.
+        source: token ids that the encoder reads, in models that have one.
+        slide: when the context is full, go on from its last half instead of ending.
+        constraints: what forbids or favours tokens, given those so far; see `kerasllm.generation.constraints`.
+        logits_function: `logits, tokens → logits`, NumPy arrays (vocabulary,) and the answer so far, before sampling.
+        top_log_probs: how many alternatives to note for each token, beside its own log-probability; `None` for neither.
+        new_tokens: the answer so far.
+        log_probs: of the answer's tokens, by the model itself, whatever the sampler.
+        alternatives: for each token the likeliest ones, `{token: log-probability}`.
+        finished: why it ended: "stop", "length", "cancelled", "error", or "" while it runs.
+        error: what went wrong, where `finished` is "error".
+        drafted, accepted: tokens that were guessed for it, and those of them that were right.
+    """
+
+    prompt: list[int]
+    max_new_tokens: int
+    sampler: Sampler
+    stop_token_ids: frozenset[int] = frozenset()
+    source: list[int] | None = None
+    slide: bool = False
+    constraints: Sequence = ()
+    logits_function: Callable | None = None
+    top_log_probs: int | None = None
+    new_tokens: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    alternatives: list[dict[int, float]] = dataclasses.field(default_factory=list)
+    finished: str = ""
+    error: Exception | None = None
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def context(self) -> list[int]:
+        return self.prompt + self.new_tokens
+
+    @property
+    def remaining(self) -> int:
+        return self.max_new_tokens - len(self.new_tokens)
+
+    def accept(self, token: int) -> None:
+        """Takes the next token of the answer, or ends."""
+        if token in self.stop_token_ids:
+            self.finished = "stop"
+            return
+        self.new_tokens.append(token)
+        if not self.remaining:
+            self.finished = "length"
+
+    def fail(self, error: Exception) -> None:
+        self.finished, self.error = "error", error

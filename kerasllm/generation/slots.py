@@ -1,0 +1,96 @@
+"""Slots of a cache, and what each of them has read."""
+
+import numpy as np
+
+from kerasllm.generation.programs import Programs
+
+SMALLEST_BUCKET = 16
+
+
+def bucket(size: int, largest: int, smallest: int = 1) -> int:
+    """The power of two that `size` fits in, within [smallest, largest]: few shapes, few compilations."""
+    return min(largest, max(smallest, 1 << max(0, size - 1).bit_length()))
+
+
+class Slots:
+    """Some sequences that share a batch, each in a slot of its own.
+
+    Args:
+        programs: of the model.
+        size: number of slots.
+        length: tokens that a slot has room for.
+        source_length: tokens that a slot's source has room for, in models with an encoder.
+
+    Attributes:
+        positions: int32 (size,), how many tokens each slot has cached.
+        cache, source: as `Programs` reads them.
+    """
+
+    def __init__(self, programs: Programs, size: int, length: int, source_length: int = 0):
+        self.programs, self.size, self.length = programs, size, length
+        self.positions = np.zeros(size, "int32")
+        self.cache = programs.empty_cache(size, length)
+        self.source = programs.empty_source(size, source_length)
+
+    def read(self, rows: dict[int, list[int]]) -> None:
+        """Reads tokens into slots, after what they hold."""
+        rows = {slot: ids for slot, ids in rows.items() if ids}
+        if not rows:
+            return
+        width = bucket(max(map(len, rows.values())), self.length, SMALLEST_BUCKET)
+        # Slots that read nothing compute along, beyond what they hold: worth it for a quarter of them.
+        if self.size == 1 or len(rows) > self.size // 4:
+            token_ids = _filled(rows, self.size, width)
+            self.cache = self.programs.extend(self.cache, token_ids, self.positions, self.source)
+        else:
+            for slot, ids in rows.items():
+                arguments = _filled({0: ids}, 1, width), self.positions[slot : slot + 1], self._source_of(slot)
+                self.cache = self.programs.extend_slot(self.cache, *arguments, np.int32(slot))
+        for slot, ids in rows.items():
+            self.positions[slot] += len(ids)
+
+    def read_sources(self, rows: dict[int, list[int]]) -> None:
+        """Runs sources through the encoder, into their slots."""
+        if not rows or not self.programs.has_encoder:
+            return
+        pairs, lengths = self.source
+        room = pairs[0][0].shape[1]
+        width = bucket(max(map(len, rows.values())), room, SMALLEST_BUCKET)
+        for slot, ids in rows.items():
+            lengths[slot] = len(ids)
+        if len(rows) > self.size // 4 and self.size > 1:
+            made = self.programs.encode(_filled(rows, self.size, width), lengths)
+            chosen = np.zeros(self.size, "bool")
+            chosen[list(rows)] = True
+            pairs = self.programs.merge(pairs, made, chosen)
+        else:
+            for slot, ids in rows.items():
+                made = self.programs.encode(_filled({0: ids}, 1, width), lengths[slot : slot + 1])
+                pairs = self.programs.write_slot(pairs, made, np.int32(slot))
+        self.source = pairs, lengths
+
+    def copy(self, sources: dict[int, int]) -> None:
+        """Lets slot `new` hold what slot `old` holds, for each `{new: old}`."""
+        if all(new == old for new, old in sources.items()):
+            return
+        rows = np.arange(self.size, dtype="int32")
+        for new, old in sources.items():
+            rows[new] = old
+        self.cache = self.programs.copy_slots(self.cache, rows)
+        self.positions = self.positions[rows]
+        if self.source:
+            pairs, lengths = self.source
+            self.source = self.programs.copy_slots(pairs, rows), lengths[rows]
+
+    def _source_of(self, slot):
+        if not self.source:
+            return ()
+        pairs, lengths = self.source
+        return self.programs.read_slot(pairs, np.int32(slot)), lengths[slot : slot + 1]
+
+
+def _filled(rows: dict[int, list[int]], size: int, width: int) -> np.ndarray:
+    token_ids = np.zeros((size, width), "int32")
+    for slot, ids in rows.items():
+        token_ids[slot, : len(ids)] = ids
+    return token_ids
