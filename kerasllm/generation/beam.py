@@ -1,4 +1,4 @@
-"""Searches over whole answers: beams, diverse beams, and contrastive search."""
+"""Beam search: the likeliest whole answers, not the likeliest next tokens."""
 
 import dataclasses
 import numbers
@@ -37,15 +37,15 @@ class Beams:
     diversity_penalty: float = 0.0
 
     def __post_init__(self):
-        _check_whole("num_beams", self.num_beams, 1024)
-        _check_whole("num_groups", self.num_groups, self.num_beams)
+        check_whole("num_beams", self.num_beams, 1024)
+        check_whole("num_groups", self.num_groups, self.num_beams)
         if self.num_beams % self.num_groups:
             raise ValueError(
                 "`num_beams` must be a multiple of `num_groups`. "
                 f"Received: num_beams={self.num_beams}, num_groups={self.num_groups}"
             )
-        _check_number("length_penalty", self.length_penalty, -100, 100)
-        _check_number("diversity_penalty", self.diversity_penalty, 0, 1e6)
+        check_number("length_penalty", self.length_penalty, -100, 100)
+        check_number("diversity_penalty", self.diversity_penalty, 0, 1e6)
         if self.diversity_penalty and self.num_groups == 1:
             raise ValueError(
                 "`diversity_penalty` is between groups, and there is one: set `num_groups`. "
@@ -78,12 +78,12 @@ def beam_search(model, request: Request, beams: Beams) -> list[Answer]:
     Each beam has a slot; after every step the slots are put in the order of the beams that live on.
     """
     limit = min(request.max_new_tokens, model.config.max_sequence_length - len(request.prompt))
-    slots = _begun(model, request, beams.num_beams)
-    logits, _ = _fed(slots, [request.prompt[-1]] * beams.num_beams)
+    slots = begun(model, request, beams.num_beams)
+    logits, _ = fed(slots, [request.prompt[-1]] * beams.num_beams)
     size = beams.num_beams // beams.num_groups
     groups = [_Group(size, beams, request.stop_token_ids, limit) for _ in range(beams.num_groups)]
     for length in range(1, limit + 1):
-        likelihoods, chosen = _log_softmax(logits), np.zeros(logits.shape[-1], "float32")
+        likelihoods, chosen = log_softmax(logits), np.zeros(logits.shape[-1], "float32")
         parents, last = np.zeros(beams.num_beams, "int32"), np.zeros(beams.num_beams, "int32")
         for number, group in enumerate(groups):
             if group.done:
@@ -96,7 +96,7 @@ def beam_search(model, request: Request, beams: Beams) -> list[Answer]:
         if all(group.done for group in groups):
             break
         slots.copy(dict(enumerate(parents)))
-        logits, _ = _fed(slots, last)
+        logits, _ = fed(slots, last)
     answers = sorted((answer for group in groups for answer in group.finished), key=lambda a: -a.score)
     request.new_tokens, request.finished = answers[0].tokens, answers[0].ended_by
     return answers
@@ -139,38 +139,7 @@ class _Group:
         return parents
 
 
-def contrastive_search(model, request: Request, top_k: int, penalty_alpha: float) -> None:
-    """Greedy search that avoids what it has said: of the `top_k` likeliest tokens, the one that is likely and whose
-    hidden state is unlike all before it.
-
-    Args:
-        model: a `CausalLM` or a `Seq2SeqLM`.
-        request: its `new_tokens` and `finished` are set.
-        top_k: candidates, each of which is tried.
-        penalty_alpha: weight of the likeness to what was said, in [0, 1]; the rest is that of the probability.
-
-    Raises:
-        ValueError: a setting is out of range.
-
-    Reference: Su et al. (2022), "A Contrastive Framework for Neural Text Generation".
-    """
-    _check_whole("top_k", top_k, model.config.vocabulary_size)
-    _check_number("penalty_alpha", penalty_alpha, 0, 1)
-    slots = _begun(model, request, top_k, read=False)
-    logits, said = _read_whole(slots, request.prompt)
-    while not request.finished:
-        probabilities = np.exp(_log_softmax(logits))
-        candidates = np.argsort(-probabilities, kind="stable")[:top_k]
-        next_logits, hidden = _fed(slots, candidates)
-        hidden = hidden[:, 0]
-        likeness = np.stack([_unit(h) @ _unit(said).T for h in hidden]).max(axis=1)
-        best = int(np.argmax((1 - penalty_alpha) * probabilities[candidates] - penalty_alpha * likeness))
-        slots.copy(dict.fromkeys(range(top_k), best))
-        logits, said = next_logits[best], np.concatenate([said, hidden[best : best + 1]])
-        request.accept(int(candidates[best]))
-
-
-def _begun(model, request, size, read=True) -> Slots:
+def begun(model, request: Request, size: int, read: bool = True) -> Slots:
     """Slots that each hold the prompt but its last token, and the source."""
     programs = programs_of(model)
     needed = max(min(programs.limit, len(request.prompt) + request.max_new_tokens), len(request.source or ()))
@@ -183,7 +152,7 @@ def _begun(model, request, size, read=True) -> Slots:
     return slots
 
 
-def _fed(slots: Slots, tokens):
+def fed(slots: Slots, tokens) -> tuple[np.ndarray, np.ndarray]:
     """Feeds a token to each slot; logits (slots, vocabulary) and hidden states (slots, 1, hidden_dim)."""
     token_ids = np.zeros((slots.size, 1), "int32")
     token_ids[: len(tokens), 0] = tokens
@@ -192,31 +161,19 @@ def _fed(slots: Slots, tokens):
     return ops.convert_to_numpy(logits)[:, 0], ops.convert_to_numpy(hidden)
 
 
-def _read_whole(slots: Slots, prompt):
-    """Reads a prompt into all slots; the logits after it (vocabulary,) and its hidden states (tokens, hidden_dim)."""
-    token_ids = np.zeros((slots.size, bucket(len(prompt), slots.length, SMALLEST_BUCKET)), "int32")
-    token_ids[:, : len(prompt)] = prompt
-    slots.copy(dict.fromkeys(range(slots.size), 0))
-    logits, hidden, slots.cache = slots.programs.logits(slots.cache, token_ids, slots.positions, slots.source)
-    slots.positions = slots.positions + np.int32(len(prompt))
-    hidden = ops.convert_to_numpy(hidden)[0, : len(prompt)]
-    return ops.convert_to_numpy(logits)[0, len(prompt) - 1], hidden
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
-def _check_whole(name, value, most) -> None:
+def check_whole(name: str, value, most: int) -> None:
+    """Refuses what is no whole number from 1 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise ValueError(f"`{name}` must be a whole number from 1 to {most}. Received: {name}={value!r}")
 
 
-def _check_number(name, value, least, most) -> None:
+def check_number(name: str, value, least: float, most: float) -> None:
+    """Refuses what is no number in [least, most]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= value <= most:
         raise ValueError(f"`{name}` must be a number in [{least:g}, {most:g}]. Received: {name}={value!r}")

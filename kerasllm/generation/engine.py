@@ -272,7 +272,7 @@ class Engine:
 def _applied(request: Request, logits: np.ndarray) -> np.ndarray:
     """The logits as the request's own function changes them; what it does wrong ends that request alone."""
     try:
-        return checked_logits(request.logits_function(logits.copy(), list(request.new_tokens)), logits.shape)
+        return checked_logits(request.logits_function(logits.copy(), request.context), logits.shape)
     except Exception as error:
         request.fail(error)
         return logits

@@ -18,7 +18,7 @@ class Request:
         source: token ids that the encoder reads, in models that have one.
         slide: when the context is full, go on from its last half instead of ending.
         constraints: what forbids or favours tokens, given those so far; see `kerasllm.generation.constraints`.
-        logits_function: `logits, tokens → logits`, NumPy arrays (vocabulary,) and the answer so far, before sampling.
+        logits_function: `logits, tokens → logits`, NumPy arrays (vocabulary,) and the text so far, before sampling.
         top_log_probs: how many alternatives to note for each token, beside its own log-probability; `None` for neither.
         new_tokens: the answer so far.
         log_probs: of the answer's tokens, by the model itself, whatever the sampler.

@@ -292,14 +292,6 @@ def draw(logits, uniforms):
     return ops.minimum(block * width + _invert(within, rest)[0], logits.shape[-1] - 1)
 
 
-def sample(logits, temperature, top_k, top_p, uniforms):
-    """`choose` with three settings."""
-    off = temperature * 0.0
-    settings = dict.fromkeys(SETTINGS, off) | {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    settings["typical_p"] = off + 1.0
-    return choose(logits, settings, uniforms, off)[0]
-
-
 def _mirostat(logits, settings, uniforms, mu):
     """Draws; where mirostat is on, no token of more surprise than `mu`, which is then corrected."""
     target = settings["mirostat"]

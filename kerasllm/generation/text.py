@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kerasllm.generation.beam import Beams, beam_search, contrastive_search
+from kerasllm.generation.beam import Beams, beam_search
 from kerasllm.generation.constraints import constraints_of
+from kerasllm.generation.contrastive import contrastive_search
 from kerasllm.generation.drafts import Drafts
 from kerasllm.generation.engine import Engine, checked_logits
 from kerasllm.generation.pieces import Pieces
@@ -156,7 +157,8 @@ def _check(model, sampler, function, n, log_probs, beams, penalty_alpha, stream,
     searching = beams.num_beams > 1 or penalty_alpha is not None
     if searching and (sampler.temperature > 0 or stream or function is not None or draft is not None):
         raise ValueError(
-            "Beam search and contrastive search are neither sampled, streamed nor drafted. Use sampler='greedy' alone."
+            "Beam search and contrastive search are neither sampled nor streamed, and not drafted: "
+            "use sampler='greedy' alone."
         )
     if beams.num_beams > 1 and n > beams.num_beams:
         raise ValueError(f"A search with {beams.num_beams} beams has as many answers. Received: n={n}")

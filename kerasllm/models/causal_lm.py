@@ -82,7 +82,7 @@ class CausalLM(LanguageModel):
             max_new_tokens: tokens to make at the most; or a list, one a prompt.
             sampler: "greedy" (default), "temperature", "top_k", "top_p", "min_p", "typical", "top_a", "mirostat"; a
                 `kerasllm.Sampler`; or a function `logits, tokens → logits` of NumPy arrays (vocabulary,) and the
-                answer so far, from which the next token is then drawn.
+                text so far, prompt included, from which the next token is then drawn.
             temperature, top_k, top_p, min_p, typical_p, top_a, mirostat, mirostat_eta, repetition_penalty,
                 frequency_penalty, presence_penalty, seed: of the sampler, see `kerasllm.Sampler`.
             stop: string or strings at which the answer ends (they are not part of it).
@@ -103,7 +103,7 @@ class CausalLM(LanguageModel):
             num_beams, length_penalty, early_stopping, num_beam_groups, diversity_penalty: beam search instead of one
                 greedy answer; see `kerasllm.generation.beam.Beams`.
             penalty_alpha: contrastive search among the `top_k` (4) likeliest tokens; see
-                `kerasllm.generation.beam.contrastive_search`.
+                `kerasllm.generation.contrastive`.
             slots: prompts that run at once; as many as memory allows, up to 16, when left out.
 
         Returns:

@@ -210,8 +210,7 @@ class Seq2SeqLM(LanguageModel):
         Args:
             sources: a string, a list of strings, a list of token ids, or a list of such lists.
             max_new_tokens: tokens to make at the most; 100, or what the model can, when left out.
-            options: as in `CausalLM.generate`: sampler, temperature, top_k, top_p, seed, stop, stop_token_ids,
-                truncation (of the source, to its beginning), stream, num_beams.
+            options: as in `CausalLM.generate`; `truncation` is of the source, to its beginning.
 
         Returns:
             the targets alone: str for str, list for list, token ids for token ids.
