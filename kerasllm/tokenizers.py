@@ -388,15 +388,19 @@ def _char(texts: Iterator[str], special_tokens: list[str], unk_token: str | None
 
 
 def _byte(special_tokens: list[str]) -> RustTokenizer:
-    # GPT-2 spells bytes with visible characters: printable ones as they are, the rest from U+0100 on.
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spare = iter(range(0x100, 0x200))
-    alphabet = [chr(byte if byte in printable else next(spare)) for byte in range(256)]
-    tokenizer = RustTokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer = RustTokenizer(models.BPE(vocab={c: i for i, c in enumerate(byte_alphabet())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special_tokens)
     return tokenizer
+
+
+def byte_alphabet() -> list[str]:
+    """The 256 characters that byte-level tokens spell bytes with, byte 0 first."""
+    # GPT-2's are visible: printable ones as they are, the rest from U+0100 on.
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 
 def _learned(
