@@ -16,7 +16,7 @@ from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks/results"
-PACKAGES = ("keras", "tensorflow", "jax", "torch", "keras-hub", "transformers", "numpy")
+PACKAGES = ("keras", "tensorflow", "jax", "torch", "keras-hub", "transformers", "llama-cpp-python", "numpy")
 
 TableContent = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, columns, rows
 
@@ -76,16 +76,25 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     Console().print(table)
 
 
-def write(name: str, heading: str, tables: Sequence[TableContent], data: Any) -> None:
-    """Write `results/NAME.json` with `data` and `results/NAME.md` with the tables, both with the context."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+def write(
+    name: str,
+    heading: str,
+    tables: Sequence[TableContent],
+    data: Any,
+    notes: Sequence[str] = (),
+    folder: Path = RESULTS,
+) -> None:
+    """Write `NAME.json` with `data` and `NAME.md` with the notes and tables, both with the context, in `results/`."""
+    folder.mkdir(parents=True, exist_ok=True)
     about = context()
-    (RESULTS / f"{name}.json").write_text(json.dumps({**about, "results": data}, indent=2) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps({**about, "results": data}, indent=2) + "\n")
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
     lines = [f"# {heading}", "", f"{about['date']}, commit `{about['commit']}`, `{about['command']}`  "]
     lines += [f"{about['cpu']}, {about['system']}; {versions}"]
+    for note in notes:
+        lines += ["", note]
     for title, columns, rows in tables:
         lines += ["", f"## {title}", "", "| " + " | ".join(columns) + " |"]
         lines += ["|---" + "|---:" * (len(columns) - 1) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+    (folder / f"{name}.md").write_text("\n".join(lines) + "\n")

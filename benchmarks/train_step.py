@@ -5,58 +5,21 @@ and in every round each takes one burst of steps while the others wait. Ratios a
 medians over the rounds.
 """
 
-import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import report
 import typer
 from peers import SHAPES, Shape
+from process import Worker
 from worker import CONTENDERS
 
 STEPS = {"a": 40, "b": 3}  # a burst lasts one to three seconds on two cores
 BASELINE = "plain"
 COLUMNS = ("contender", "ms a step", "range", "÷ plain PyTorch", "÷ best peer of its backend")
-
-
-class Worker:
-    """A contender's process: started, warmed up, then asked for bursts."""
-
-    def __init__(self, name: str, shape: str, threads: int, log: Path) -> None:
-        self.name = name
-        self.log = log
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("worker.py")), name, shape, str(threads)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                bufsize=1,
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-            )
-        self.ready = self.answer()
-
-    def answer(self) -> dict[str, float]:
-        line = self.process.stdout.readline()
-        if not line:
-            tail = self.log.read_text(errors="replace").strip().splitlines()[-8:]
-            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}:\n" + "\n".join(tail))
-        return json.loads(line)
-
-    def burst(self, steps: int) -> dict[str, float]:
-        """Take `steps` steps; return their seconds and their loss."""
-        self.process.stdin.write(f"{steps}\n")
-        return self.answer()
-
-    def stop(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def measure(names: list[str], shape: str, steps: int, rounds: int, threads: int, logs: Path) -> dict[str, Any]:
@@ -65,7 +28,8 @@ def measure(names: list[str], shape: str, steps: int, rounds: int, threads: int,
     try:
         for name in names:
             try:
-                workers.append(Worker(name, shape, threads, logs / f"{name}-{shape}.log"))
+                log = logs / f"{name}-{shape}.log"
+                workers.append(Worker(name, "worker.py", [name, shape, str(threads)], log))
             except RuntimeError as error:
                 typer.secho(str(error), fg="red", err=True)
                 continue
@@ -75,7 +39,7 @@ def measure(names: list[str], shape: str, steps: int, rounds: int, threads: int,
         for turn in range(rounds):
             # A new order each round, so that nobody always follows the same neighbour's warm or cold caches.
             for worker in random.Random(turn).sample(workers, len(workers)):
-                milliseconds[worker.name].append(1000 * worker.burst(steps)["seconds"] / steps)
+                milliseconds[worker.name].append(1000 * worker.ask(steps)["seconds"] / steps)
             typer.echo(f"round {turn + 1}: " + ", ".join(f"{name} {ms[-1]:.1f}" for name, ms in milliseconds.items()))
         return milliseconds
     finally:

@@ -41,6 +41,10 @@ class SamplerName(StrEnum):
     temperature = "temperature"
     top_k = "top_k"
     top_p = "top_p"
+    min_p = "min_p"
+    typical = "typical"
+    top_a = "top_a"
+    mirostat = "mirostat"
 
 
 BackendOption = Annotated[

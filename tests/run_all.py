@@ -19,7 +19,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BACKENDS = ("tensorflow", "jax", "torch")
+BACKENDS = ("tensorflow", "jax", "torch")  # the last, which compiles least, also runs what needs only one
 TAIL_LINES = 25
 NO_TESTS_COLLECTED = 5  # pytest's exit status
 print_lock = threading.Lock()
@@ -123,7 +123,7 @@ def main() -> int:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
         runs = [
-            pool.submit(run, backend, options.pytest_arguments, threads, once=backend == backends[0])
+            pool.submit(run, backend, options.pytest_arguments, threads, once=backend == backends[-1])
             for backend in backends
         ]
         outcomes = [future.result() for future in runs]
