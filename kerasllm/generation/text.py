@@ -126,7 +126,7 @@ def generate(
         engine = Engine.for_requests(model, requests, slots, **options)
         decoders = [Pieces(model.tokenizer, one, stop) for one in requests] if as_text else []
         if stream:
-            return _stream(engine, requests[0], decoders[0] if as_text else None, details)
+            return streamed(engine, requests[0], decoders[0] if as_text else None, details)
         _run(engine, requests, decoders if stop else [])
         completions = [_completion(one, decoders[i].finish() if as_text else None) for i, one in enumerate(requests)]
     answers = []
@@ -229,7 +229,8 @@ def _completion(request, text) -> Completion:
     )
 
 
-def _stream(engine, request, pieces, details) -> Iterator:
+def streamed(engine, request, pieces, details=False) -> Iterator:
+    """Submits a request, and yields its answer in pieces as they are made; see `CausalLM.generate`."""
     engine.submit(request)
     sent, most = 0, 1
     try:

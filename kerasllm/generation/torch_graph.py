@@ -112,7 +112,7 @@ def _multiply_by_onednn(module) -> bool:
         kernel = getattr(module, weight.target) if weight.op == "get_attr" else None
         if kernel is None or kernel.device.type != "cpu" or kernel.dtype != torch.float32 or node.kwargs:
             continue
-        if kernel.numel() < SMALLEST_WEIGHT or rows.meta["tensor_meta"].shape[0] < FEWEST_ROWS:
+        if kernel.numel() < SMALLEST_WEIGHT or node.meta["tensor_meta"].shape[0] < FEWEST_ROWS:
             continue
         found = True
         name = f"_transposed_{weight.target}"
