@@ -11,6 +11,8 @@ _HOMES = {
     "CausalLM": "kerasllm.models.causal_lm",
     "Seq2SeqLM": "kerasllm.models.seq2seq_lm",
     "MaskedLM": "kerasllm.models.masked_lm",
+    "PairedMaskedLM": "kerasllm.models.paired_masked_lm",
+    "ReplacedTokenDetector": "kerasllm.models.replaced_token_detector",
     "TextClassifier": "kerasllm.models.text_classifier",
     "TokenClassifier": "kerasllm.models.token_classifier",
     "TextEmbedder": "kerasllm.models.text_embedder",
@@ -27,6 +29,7 @@ _MODULES = (
     "models",
     "objectives",
     "training",
+    "tuning",
 )
 __all__ = [*_HOMES, *_MODULES]
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command line: `kerasllm train | finetune | generate | fill-mask | embed | classify | evaluate | info | recipes`.
+"""The command line: `kerasllm train | finetune | generate | chat | classify | evaluate | info | recipes` and others.
 
 Commands import what they use when they run: `--help` answers at once, and KERAS_BACKEND is set in time.
 """
@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -172,6 +172,64 @@ def generate(
     for piece in itertools.chain(begins, answer if stream else [answer]):
         print(piece, end="", flush=True)
     print()
+
+
+@command
+def chat(
+    directory: ModelArgument,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at the most.")] = 256,
+    sampler: Annotated[SamplerName, typer.Option(help="How the next token is chosen.")] = SamplerName.greedy,
+    temperature: Annotated[float | None, typer.Option(help="Below 1 is safer, above 1 bolder.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Choose among this many tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among tokens of this probability.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same answers.")] = 0,
+    backend: BackendOption = None,
+) -> None:
+    """Talk with a model that was tuned on conversations. /reset begins anew, /quit ends."""
+    _use(backend)
+    import kerasllm
+    from kerasllm.chat.session import Chat
+    from kerasllm.generation.sampling import Sampler
+
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    chosen = Sampler.from_arguments(sampler.value, seed=seed, **settings)
+    model = kerasllm.CausalLM.from_preset(directory)
+    session = Chat(model, system, max_new_tokens, chosen)
+    if model.tokenizer.chat_template is None:
+        typer.echo("(The model has no chat template: a default one is used, which it may not know.)", err=True)
+    for said in _lines():
+        if said == "/quit":
+            return
+        if said == "/reset":
+            session.reset()
+            typer.echo("A new conversation.", err=True)
+        elif said:
+            _answer(session, said)
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, or comes through a pipe, line by line."""
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+def _answer(session, said: str) -> None:
+    before = session.dropped
+    try:
+        for piece in session.send(said):
+            print(piece, end="", flush=True)
+    except ValueError as error:
+        typer.echo(f"Error: {_one_line(error)}", err=True)
+        return
+    except KeyboardInterrupt:
+        pass  # Enough of this answer.
+    print()
+    if session.dropped > before:
+        typer.echo(f"(The oldest {session.dropped} messages no longer fit, and were left out.)", err=True)
 
 
 @command

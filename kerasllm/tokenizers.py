@@ -37,6 +37,9 @@ ROLES = {
     "sep_token": ("[SEP]",),
 }
 
+MAX_TEMPLATE_CHARACTERS = 1 << 17
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")  # SentencePiece's spelling of a byte that no piece has
 
 
@@ -67,6 +70,8 @@ class Tokenizer:
         self._config = dict(config or {})
         # `auto_map` names Python files to run; a tokenizer is data, so it is neither obeyed nor passed on.
         self._config.pop("auto_map", None)
+        if "chat_template" in self._config:
+            self.chat_template = self._config["chat_template"]
         self._roles = _roles(self._config, tokenizer)
 
     @classmethod
@@ -138,8 +143,8 @@ class Tokenizer:
     def from_preset(cls, directory: str | os.PathLike) -> "Tokenizer":
         """Loads a directory written by `save_to_preset` or by transformers' `save_pretrained`.
 
-        Reads `tokenizer.json` (else T5's `spiece.model`, else BERT's `vocab.txt`) and, where there,
-        `tokenizer_config.json` and `special_tokens_map.json`.
+        Reads `tokenizer.json` (else `spiece.model`, `tokenizer.model` or `vocab.txt`) and, where there,
+        `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja`.
 
         Raises:
             FileNotFoundError: there is no tokenizer in the directory.
@@ -150,6 +155,8 @@ class Tokenizer:
         directory = Path(directory)
         config = _read_json(directory / "special_tokens_map.json")
         config = {**config, **_read_json(directory / "tokenizer_config.json")}
+        if (template := directory / CHAT_TEMPLATE_FILE).is_file():
+            config["chat_template"] = _read_template(template)
         path = directory / "tokenizer.json"
         older = None if path.is_file() else read_older(directory, config)
         return cls(older or _read_tokenizer(path), config)
@@ -167,6 +174,8 @@ class Tokenizer:
             path.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
         with written_aside(directory / "tokenizer_config.json") as path:
             path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # An earlier one would win over what the config says.
+        (directory / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
 
     def encode(
         self, text: str | Sequence[str], add_special_tokens: bool = False, parse_special: bool = True
@@ -206,6 +215,24 @@ class Tokenizer:
                 self._check_alphabet(each, self.special_tokens if parse_special else [])
         ids = [encoding.ids for encoding in encodings]
         return ids[0] if isinstance(text, str) else ids
+
+    def encode_with_offsets(self, text: str, parse_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, and the characters that each stands for, `(start, stop)`.
+
+        Args, Raises: as in `encode`.
+
+        Example:
+
+        ```python
+        ids, places = tokenizer.encode_with_offsets("To be")
+        ```
+        """
+        _check_text(text)
+        if self._alphabet is not None:
+            self._check_alphabet(text, self.special_tokens if parse_special else [])
+        tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str | list[str]:
         """The text of token ids; a list of texts if `ids` is a list of lists (or a 2-D array).
@@ -299,6 +326,25 @@ class Tokenizer:
         return [token.content for _, token in sorted(added.items()) if token.special]
 
     @property
+    def role_tokens(self) -> dict[str, str]:
+        """The tokens that play a part, by its name in tokenizer_config.json, such as `{"eos_token": "</s>"}`."""
+        return dict(self._roles)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja2 template that makes text of a conversation, kept in tokenizer_config.json; `None` for none.
+
+        Raises:
+            ValueError: it is set to what is no template, or one that is too large. It is not run: see
+                `kerasllm.chat.template`.
+        """
+        return self._config.get("chat_template")
+
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        self._config["chat_template"] = _checked_template(template)
+
+    @property
     def pad_token_id(self) -> int | None:
         """The id that fills up short rows; `None` if there is none."""
         return self._role_id("pad_token")
@@ -375,6 +421,19 @@ def _roles(config: dict, tokenizer: RustTokenizer) -> dict[str, str]:
         if token is not None and tokenizer.token_to_id(token) is not None:
             roles[role] = token
     return roles
+
+
+def _checked_template(template: object) -> str | None:
+    if isinstance(template, list):  # of several, for different uses
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default", template)
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"A chat template is a text in Jinja2. Received: {repr(template)[:80]}")
+    if template is not None and len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise ValueError(
+            f"A chat template has at most {MAX_TEMPLATE_CHARACTERS:,} characters. Received: {len(template):,}"
+        )
+    return template
 
 
 def _char(texts: Iterator[str], special_tokens: list[str], unk_token: str | None) -> RustTokenizer:
@@ -494,6 +553,14 @@ def _read_tokenizer(path: Path) -> RustTokenizer:
         return RustTokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:
         raise ValueError(f"{path} is damaged or is not a tokenizer: {error}") from error
+
+
+def _read_template(path: Path) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(MAX_TEMPLATE_CHARACTERS + 1)  # one more is found to be too many
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def _read_json(path: Path) -> dict:

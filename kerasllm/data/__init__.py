@@ -7,6 +7,7 @@ _HOMES = {
     "read_texts": "sources",
     "Piece": "sources",
     "read_pairs": "pairs",
+    "read_conversations": "chat",
     "build_shards": "shards",
     "open_shards": "shards",
     "TokenShards": "shards",
@@ -16,6 +17,7 @@ _HOMES = {
     "ArrayDataset": "arrays",
     "TokenDataset": "dataset",
     "from_text": "pipeline",
+    "from_conversations": "chat",
 }
 __all__ = list(_HOMES)
 

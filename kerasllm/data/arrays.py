@@ -36,7 +36,7 @@ class ArrayDataset(CountedDataset):
         num_rows = rows.pop()
         super().__init__(num_rows, batch_size, shuffle=shuffle, drop_remainder=False, **options)
         if fill_last and num_rows % batch_size and len(parts) == 2:
-            parts = (x, y, np.ones(np.shape(y), "float32"))
+            parts = (x, y, keras.tree.map_structure(lambda a: np.ones(np.shape(a), "float32"), y))
         self.parts = parts
         self._fill_last = fill_last
 
@@ -50,6 +50,10 @@ class ArrayDataset(CountedDataset):
             rows = rows[real]
         batch = keras.tree.map_structure(lambda a: a[rows], self.parts)
         if self._fill_last and len(batch) == 3 and not real.all():
-            weights = batch[2]
-            batch = (*batch[:2], weights * real.reshape(-1, *[1] * (weights.ndim - 1)).astype(weights.dtype))
+            batch = (*batch[:2], keras.tree.map_structure(lambda weights: _only(real, weights), batch[2]))
         return batch
+
+
+def _only(real, weights):
+    """The weights, 0 for rows that are not real."""
+    return weights * real.reshape(-1, *[1] * (weights.ndim - 1)).astype(weights.dtype)

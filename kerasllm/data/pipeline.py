@@ -40,8 +40,8 @@ def from_text(
         source, column: the text; see `read_texts`.
         tokenizer: a `Tokenizer`. Its end token, if it has one, follows each document.
         objective: what the model learns to predict: `"causal"` (the next token), `"masked"`, `"whole_word"`, `"span"`,
-            `"prefix"`, `"fim"`, `"replaced"` or `"next_sentence"`, with the tokenizer's special tokens; or an
-            objective of `kerasllm.objectives`, or any function of `Rows`.
+            `"prefix"`, `"fim"`, `"replaced"`, `"generated"` or `"next_sentence"`, with the tokenizer's special tokens;
+            or an objective of `kerasllm.objectives`, or any function of `Rows`.
         sequence_length: tokens that the model reads in a row; for `"span"` the encoder's. An objective that changes
             the length (it has a `row_length`) gets rows of another one.
         batch_size: rows in a batch.

@@ -279,7 +279,7 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dic
     with file:
         _check_columns(columns, file.schema_arrow.names, path)
         number = 0
-        for batch in file.iter_batches(batch_size=256, columns=list(dict.fromkeys(columns))):
+        for batch in file.iter_batches(batch_size=256, columns=list(dict.fromkeys(columns)) or None):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row

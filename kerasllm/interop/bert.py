@@ -54,8 +54,8 @@ def to_hf(config: TransformerConfig) -> dict:
 
 
 def refine(config: TransformerConfig, names, task: str) -> TransformerConfig:
-    """Not all architectures have the pooler; a classifier reads it, and has a new one if need be."""
-    return config.replace(pooler=task == "TextClassifier" or "bert.pooler.dense.weight" in names)
+    """Not all architectures have the pooler; a task that reads it has a new one if need be."""
+    return config.replace(pooler=task in ("TextClassifier", "PairedMaskedLM") or "bert.pooler.dense.weight" in names)
 
 
 def tensors(config: TransformerConfig) -> dict[str, list[str]]:
@@ -80,10 +80,8 @@ def tensors(config: TransformerConfig) -> dict[str, list[str]]:
 
 
 def ignored(name: str, config: TransformerConfig) -> bool:
-    """The next-sentence head, copies of tied weights, and the numbers 0, 1, 2 … that old files carry."""
-    return name == "bert.embeddings.position_ids" or name.startswith(
-        ("cls.predictions.decoder.", "cls.seq_relationship.")
-    )
+    """Copies of tied weights, and the numbers 0, 1, 2 … that old files carry."""
+    return name == "bert.embeddings.position_ids" or name.startswith("cls.predictions.decoder.")
 
 
 def standard_name(name: str) -> str:
@@ -96,6 +94,7 @@ FAMILY = Family(
     "bert",
     {
         "MaskedLM": "BertForMaskedLM",
+        "PairedMaskedLM": "BertForPreTraining",
         "TextClassifier": "BertForSequenceClassification",
         "TokenClassifier": "BertForTokenClassification",
         "TextEmbedder": "BertModel",
@@ -105,11 +104,12 @@ FAMILY = Family(
     tensors,
     heads={
         "MaskedLM": MASKED_HEAD,
+        "PairedMaskedLM": {**MASKED_HEAD, **dense("cls.seq_relationship", "next_sentence")},
         "TextClassifier": dense("classifier", "classifier"),
         "TokenClassifier": dense("classifier", "classifier"),
     },
     options={"TextClassifier": {"pooling": "pooler"}},
-    fresh=("cls.predictions.", "classifier.", "bert.pooler."),
+    fresh=("cls.predictions.", "cls.seq_relationship.", "classifier.", "bert.pooler."),
     refine=refine,
     ignored=ignored,
     standard_name=standard_name,

@@ -29,5 +29,5 @@ def _named(paths) -> dict[str, list[str]]:
     return {path.replace("/", "."): [path] for path in paths}
 
 
-FRESH = ("masked_head.", "classifier.")
+FRESH = ("masked_head.", "next_sentence.", "detector_", "classifier.")
 FAMILY = Family("kerasllm", {task: f"KerasLLMFor{task}" for task in TASKS}, from_hf, to_hf, tensors, fresh=FRESH)

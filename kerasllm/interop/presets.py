@@ -15,10 +15,10 @@ import numpy as np
 
 from kerasllm.config import TransformerConfig
 from kerasllm.files import written_aside
-from kerasllm.interop import bert, gpt2, llama, own, t5
+from kerasllm.interop import bert, electra, gpt2, llama, own, t5
 from kerasllm.interop.family import Family, Table
 from kerasllm.interop.shapes import Shapes, head_shapes, weight_shapes
-from kerasllm.interop.tasks import TASKS, check_task, count_labels, read_options, task_of, write_options
+from kerasllm.interop.tasks import LABELLING, TASKS, check_task, count_labels, read_options, task_of, write_options
 from kerasllm.interop.tokenizer_files import has_tokenizer
 from kerasllm.interop.weight_files import (
     DTYPES,
@@ -31,7 +31,7 @@ from kerasllm.interop.weight_files import (
 )
 from kerasllm.tokenizers import Tokenizer
 
-FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in (gpt2, bert, t5, llama, own)}
+FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in (gpt2, bert, electra, t5, llama, own)}
 MAX_JSON_BYTES = 1 << 20
 HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
@@ -83,7 +83,11 @@ def load_preset(cls, directory, dtype=None, **options):
     head = head_table(family, task, config)
     architecture = (values.get("architectures") or [family.model_type])[0]
     check_task(task, config, architecture, directory)
-    if architecture in family.architectures.values() and architecture != family.architectures.get(task):
+    if (
+        task in LABELLING
+        and architecture in family.architectures.values()
+        and architecture != family.architectures.get(task)
+    ):
         # The head of another task, which may go by the same name.
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
         values.pop("id2label", None)

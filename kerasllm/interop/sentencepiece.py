@@ -11,8 +11,8 @@ from pathlib import Path
 
 from kerasllm.config import MAX_SIZE
 
-UNIGRAM = 1  # of trainer_spec.model_type
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # of a piece's type
+UNIGRAM, BPE = 1, 2  # of trainer_spec.model_type
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # of a piece's type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Model:
 
 
 def read_model(path: Path) -> Model:
-    """Reads a spiece.model.
+    """Reads a spiece.model or tokenizer.model.
 
     Raises:
         ValueError: the file is damaged or is not a SentencePiece model.
@@ -59,6 +59,23 @@ def read_model(path: Path) -> Model:
         )
     except (ValueError, struct.error) as error:
         raise ValueError(f"{str(path)!r} is damaged or not a SentencePiece model: {error}") from None
+
+
+def merges(pieces: list[Piece]) -> list[tuple[str, str]]:
+    """The pairs of pieces that a BPE model joins, the first that it would join in front.
+
+    The file does not list them: SentencePiece joins the two neighbours whose joined text is the piece of the highest
+    score, so a piece's pairs are all ways to cut it into two others. (Of equal scores it takes the leftmost pair,
+    which a list cannot say; it matters for runs of one character only.)
+    """
+    scores = {piece.text: piece.score for piece in pieces if piece.kind in (NORMAL, USER_DEFINED, UNUSED)}
+    found = [
+        (-scores[text], cut, text)
+        for text in scores
+        for cut in range(1, len(text))
+        if text[:cut] in scores and text[cut:] in scores
+    ]
+    return [(text[:cut], text[cut:]) for _, cut, text in sorted(found)]
 
 
 def _piece(fields: dict) -> Piece:

@@ -18,12 +18,15 @@ def weight_shapes(config: TransformerConfig) -> Shapes:
 
 def head_shapes(task: str, config: TransformerConfig, num_labels: int) -> Shapes:
     """Shapes of what a task has beside the transformer."""
-    if task == "MaskedLM":
-        d = config.hidden_dim
+    d = config.hidden_dim
+    if task in ("MaskedLM", "PairedMaskedLM"):
         head = {**_under("dense", _dense(d, d, config.use_bias)), **_under("norm", _norm(config))}
-        return _under("masked_head", {**head, "bias": (config.vocabulary_size,)})
+        head = _under("masked_head", {**head, "bias": (config.vocabulary_size,)})
+        return head if task == "MaskedLM" else {**head, **_under("next_sentence", _dense(d, 2))}
+    if task == "ReplacedTokenDetector":
+        return _denses({"detector_dense": (d, d), "detector_logit": (d, 1)}, bias=True)
     if task in ("TextClassifier", "TokenClassifier"):
-        return _under("classifier", _dense(config.hidden_dim, num_labels))
+        return _under("classifier", _dense(d, num_labels))
     return {}
 
 

@@ -4,8 +4,10 @@ import inspect
 
 from kerasllm.config import MAX_SIZE, TransformerConfig
 
-TASKS = ("CausalLM", "MaskedLM", "Seq2SeqLM", "TextClassifier", "TokenClassifier", "TextEmbedder")
-READERS = ("TextClassifier", "TokenClassifier", "TextEmbedder")  # of any single stack
+LABELLING = ("TextClassifier", "TokenClassifier")  # Their heads go by the same name.
+READERS = (*LABELLING, "TextEmbedder")  # of any single stack
+PRETRAINED = ("MaskedLM", "PairedMaskedLM", "ReplacedTokenDetector")  # of a bidirectional one
+TASKS = ("CausalLM", *PRETRAINED, "Seq2SeqLM", *READERS)
 OWN_KEY = "kerasllm"  # of what transformers has no key for
 _SHARED = {"name", "trainable", "dtype", "config", "tokenizer"}  # what every model's get_config has
 
@@ -26,7 +28,7 @@ def check_task(task: str, config: TransformerConfig, architecture: str, director
     elif config.causal:
         kind, fitting = "a causal decoder", ("CausalLM", *READERS)
     else:
-        kind, fitting = "a bidirectional encoder", ("MaskedLM", *READERS)
+        kind, fitting = "a bidirectional encoder", (*PRETRAINED, *READERS)
     if task not in fitting:
         raise ValueError(
             f"{str(directory)!r} holds a {architecture}, {kind}, which no {task} is. "

@@ -1,11 +1,12 @@
-"""Tokenizers in the files that came before tokenizer.json: BERT's vocab.txt and SentencePiece's spiece.model."""
+"""Tokenizers in the files that came before tokenizer.json: BERT's vocab.txt and SentencePiece's models."""
 
+import re
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
-from kerasllm.interop.sentencepiece import CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, read_model
+from kerasllm.interop.sentencepiece import BPE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, Model, merges, read_model
 
 MAX_BYTES = 1 << 26
 MAX_EXTRA_IDS = 10_000
@@ -64,38 +65,92 @@ def _wordpiece(path: Path, config: dict) -> RustTokenizer:
 
 
 def _sentencepiece(path: Path, config: dict) -> RustTokenizer:
-    """T5's spiece.model: a Unigram model, and a hundred sentinels after it; Kudo and Richardson (2018)."""
+    """T5's spiece.model and Llama's tokenizer.model; Kudo and Richardson (2018)."""
     model = read_model(path)
-    if model.model_type != UNIGRAM:
+    if model.model_type not in _SENTENCEPIECES:
         raise ValueError(
-            f"{str(path)!r} is not a Unigram model. Save it with transformers, which writes a tokenizer.json to read."
+            f"{str(path)!r} is neither a Unigram nor a BPE model. Save it with transformers, which writes a "
+            "tokenizer.json to read."
         )
-    pieces = [(piece.text, piece.score) for piece in model.pieces]
-    special = [piece.text for piece in model.pieces if piece.kind in (CONTROL, UNKNOWN)]
+    tokenizer = _SENTENCEPIECES[model.model_type](model, config)
+    tokenizer.add_special_tokens([piece.text for piece in model.pieces if piece.kind in (CONTROL, UNKNOWN)])
+    return tokenizer
+
+
+def _unigram(model: Model, config: dict) -> RustTokenizer:
+    """T5's: the end token follows each text, and a hundred sentinels the pieces."""
     extra = config.get("extra_ids", 100)
     if not isinstance(extra, int) or not 0 <= extra <= MAX_EXTRA_IDS:
         raise ValueError(f"extra_ids in tokenizer_config.json must be at most {MAX_EXTRA_IDS}. Received: {extra!r}")
+    pieces = [(piece.text, piece.score) for piece in model.pieces]
     known = {text for text, _ in pieces}
     sentinels = [name for i in reversed(range(extra)) if (name := f"<extra_id_{i}>") not in known]
     pieces += [(name, 0.0) for name in sentinels]
     unknown = next((i for i, piece in enumerate(model.pieces) if piece.kind == UNKNOWN), None)
 
     tokenizer = RustTokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=model.byte_fallback))
-    steps = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
-    if model.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.normalizer = normalizers.Sequence(_cleaning(model))
     scheme = "always" if model.add_dummy_prefix else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     spaces = decoders.Metaspace(prepend_scheme=scheme)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), spaces]) if model.byte_fallback else spaces
-    tokenizer.add_special_tokens(special + sentinels)
-    tokenizer.add_tokens([AddedToken(p.text, normalized=False) for p in model.pieces if p.kind == USER_DEFINED])
-    if "</s>" in special:
+    tokenizer.add_special_tokens(sentinels)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in _user_defined(model)])
+    return _between(tokenizer, [], ["</s>"], known)
+
+
+def _bpe(model: Model, config: dict) -> RustTokenizer:
+    """Llama 2's: a text is one word, whose spaces are characters, and the start token precedes it."""
+    vocabulary = {piece.text: i for i, piece in enumerate(model.pieces)}
+    whole = _user_defined(model)
+    unknown = next((piece.text for piece in model.pieces if piece.kind == UNKNOWN), None)
+    tokenizer = RustTokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=merges(model.pieces),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=model.byte_fallback,
+            ignore_merges=bool(whole),
+        )
+    )
+    prefix = [normalizers.Prepend("▁")] if model.add_dummy_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*_cleaning(model), *prefix, normalizers.Replace(" ", "▁")])
+    if whole:  # As added tokens they would cut the text before it is normalized, and each part would get a prefix.
+        longest_first = sorted(map(re.escape, whole), key=len, reverse=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(longest_first)), "isolated")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
+    starts = ["<s>"] if config.get("add_bos_token", True) else []
+    return _between(tokenizer, starts, ["</s>"] if config.get("add_eos_token", False) else [], vocabulary)
+
+
+_SENTENCEPIECES = {UNIGRAM: _unigram, BPE: _bpe}
+
+
+def _cleaning(model: Model) -> list[normalizers.Normalizer]:
+    """What is done to a text before its spaces are looked at."""
+    steps = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    if model.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    return steps
+
+
+def _user_defined(model: Model) -> list[str]:
+    """Pieces that are never cut."""
+    return [piece.text for piece in model.pieces if piece.kind == USER_DEFINED]
+
+
+def _between(tokenizer: RustTokenizer, starts: list[str], ends: list[str], known) -> RustTokenizer:
+    """The tokenizer, which then puts a text between these tokens, as far as they are known."""
+    starts, ends = ([token for token in tokens if token in known] for tokens in (starts, ends))
+    if starts or ends:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+            single=[*starts, "$A", *ends],
+            pair=[*starts, "$A", *ends, *(f"{start}:1" for start in starts), "$B:1", *(f"{end}:1" for end in ends)],
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (*starts, *ends)],
         )
     return tokenizer
 
 
-READERS = {"spiece.model": _sentencepiece, "vocab.txt": _wordpiece}
+READERS = {"spiece.model": _sentencepiece, "tokenizer.model": _sentencepiece, "vocab.txt": _wordpiece}

@@ -46,7 +46,7 @@ def find_tensors(directory: Path) -> dict[str, Tensor]:
         ValueError: a file is damaged, or the index and the files disagree.
     """
     if (directory / SINGLE).is_file():
-        return _tensors_of(directory / SINGLE)
+        return tensors_of(directory / SINGLE)
     index = directory / INDEX
     if not index.is_file():
         raise FileNotFoundError(
@@ -61,7 +61,7 @@ def find_tensors(directory: Path) -> dict[str, Tensor]:
             raise ValueError(f"{str(index)!r} names {file!r}, and may only name .safetensors files beside it.")
         if not (directory / file).is_file():
             raise FileNotFoundError(f"{str(directory)!r} lacks {file}, which {INDEX} names.")
-        tensors |= {name: t for name, t in _tensors_of(directory / file).items() if weight_map.get(name, file) == file}
+        tensors |= {name: t for name, t in tensors_of(directory / file).items() if weight_map.get(name, file) == file}
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].path.name != file:
             raise ValueError(f"{str(directory / file)!r} lacks {name}, which {INDEX} says it has.")
@@ -121,7 +121,8 @@ def read_json(path: Path, max_bytes: int) -> dict:
     return values
 
 
-def _tensors_of(path: Path) -> dict[str, Tensor]:
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by name, none of them read yet; raises a ValueError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:

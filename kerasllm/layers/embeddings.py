@@ -29,6 +29,8 @@ class TokenEmbedding(keras.layers.Layer):
     Reference: Press and Wolf (2016), "Using the Output Embedding to Improve Language Models", for tying.
     """
 
+    noise_alpha = 0.0  # see `add_noise`
+
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
@@ -71,9 +73,38 @@ class TokenEmbedding(keras.layers.Layer):
             self.norm.build((*token_ids_shape, self.config.hidden_dim))
         self.built = True
 
+    def add_noise(self, alpha: float, seed: int | None = None) -> None:
+        """From the next compiled step on, training adds noise to the token vectors: uniform in
+        ±alpha / √(length · hidden_dim), with an alpha of 5 to 15, or 0 for none.
+
+        Args:
+            alpha: not negative. It is a setting of a training run, and saved with no model.
+            seed: of the noise; from Keras's own when left out.
+
+        Raises:
+            ValueError: `alpha` is negative.
+
+        Reference: Jain et al. (2023), "NEFTune: Noisy Embeddings Improve Instruction Finetuning".
+        """
+        if not alpha >= 0:
+            raise ValueError(f"`alpha` must not be negative. Received: alpha={alpha!r}")
+        self.noise_alpha = float(alpha)
+        if not alpha:
+            return
+        self._tracker.unlock()  # The layer is built, and the generator's count is to be saved and resumed with it.
+        self.noise_generator = keras.random.SeedGenerator(seed)
+        self._tracker.lock()
+
+    def _noisy(self, x):
+        bound = self.noise_alpha / ops.sqrt(ops.cast(ops.shape(x)[1] * self.config.hidden_dim, "float32"))
+        noise = keras.random.uniform(ops.shape(x), -1.0, 1.0, dtype="float32", seed=self.noise_generator)
+        return x + ops.cast(bound * noise, x.dtype)
+
     def call(self, token_ids, positions=None, segment_ids=None, training=None):
         c = self.config
         x = inner(self.tokens, token_ids)
+        if training and self.noise_alpha:
+            x = self._noisy(x)
         if c.scale_embeddings:
             x = x * math.sqrt(c.hidden_dim)
         if c.positions in ("learned", "sinusoidal"):

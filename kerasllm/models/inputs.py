@@ -243,7 +243,7 @@ def _checked_batch(model, batch):
     parts = batch if isinstance(batch, tuple | list) else (batch,)
     model.check_inputs(_as_dict(parts[0]))
     if len(parts) > 1 and parts[1] is not None:
-        model.check_targets(keras.ops.convert_to_numpy(parts[1]))
+        model.check_targets(keras.tree.map_structure(keras.ops.convert_to_numpy, parts[1]))
     return batch
 
 
@@ -284,7 +284,7 @@ def _checked_tf_dataset(model, dataset):
         inputs = _as_dict(batch[0])
         ranged = [(ids, model.token_range) for path, ids in keras.tree.flatten_with_path(inputs) if is_token_ids(path)]
         if len(batch) > 1 and model.target_range is not None:
-            ranged.append((batch[1], model.target_range))
+            ranged += zip(keras.tree.flatten(batch[1]), keras.tree.flatten(model.target_range))
         checks = []
         for ids, allowed in ranged:
             size = tf.cast(allowed.size, ids.dtype)

@@ -16,6 +16,7 @@ from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, 
 from kerasllm.models.transformer import EncoderDecoder, Transformer
 from kerasllm.tokenizers import Tokenizer
 from kerasllm.training.accumulation import token_weighted
+from kerasllm.tuning.mixin import Adaptable
 
 
 class Trace(NamedTuple):
@@ -28,7 +29,7 @@ class Trace(NamedTuple):
     logits: object
 
 
-class LanguageModel(keras.Model):
+class LanguageModel(Adaptable, keras.Model):
     """A Transformer with a task. Not used by itself: see `CausalLM`, `MaskedLM`, `Seq2SeqLM`.
 
     A task says which inputs it reads (`input_keys`), how it reads texts and arrays (`as_inputs`, `row_data`) and,
@@ -178,6 +179,7 @@ class LanguageModel(keras.Model):
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
         optimizer = keras.optimizers.get(optimizer)
         self._default_loss = loss is None
+        self._tracker.unlock()  # Keras's `quantize` leaves it locked, and metrics are to be added.
         if self._default_loss and optimizer is not None:
             optimizer = token_weighted(optimizer)
             self.token_metrics = self.default_metrics()
@@ -283,6 +285,18 @@ class LanguageModel(keras.Model):
         if not self._default_loss:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         hidden = y_pred[0] if isinstance(y_pred, tuple) else y_pred
+        return self.token_loss(hidden, y, sample_weight, training)
+
+    def token_loss(self, hidden, y, sample_weight=None, training=True, other_loss=0.0):
+        """The mean cross-entropy of the head's tokens, with whatever is added to it; keeps the token metrics.
+
+        Args:
+            hidden: (batch, length, hidden_dim), what the head reads.
+            y: (batch, length), the tokens.
+            sample_weight: (batch, length); a token counts this much.
+            training: whether options of the loss apply.
+            other_loss: scalar, what the model is trained on besides.
+        """
         hidden = self.head_input(ops.reshape(hidden, (-1, self.config.hidden_dim)))
         targets = ops.reshape(y, (-1,))
         weights = None if sample_weight is None else ops.reshape(sample_weight, (-1,))
@@ -295,7 +309,7 @@ class LanguageModel(keras.Model):
             z_loss=self.z_loss if training else 0.0,
         )
         tokens = self._count_tokens(targets, weights)
-        loss = loss / tokens
+        loss = loss / tokens + other_loss
         for extra in self.losses:
             loss = loss + ops.sum(ops.cast(extra, "float32"))
         num_bytes = 0.0
@@ -337,7 +351,8 @@ class LanguageModel(keras.Model):
             hidden, states, attentions = self.transformer(training=False, trace=True, **inputs)
             logits = self.logits(self.pool(hidden, inputs))
         convert = ops.convert_to_numpy
-        return Trace(tokens, [convert(a) for a in attentions], [convert(s) for s in states], convert(logits))
+        logits = keras.tree.map_structure(convert, logits)
+        return Trace(tokens, [convert(a) for a in attentions], [convert(s) for s in states], logits)
 
     def fit(self, x=None, y=None, *, batch_size=None, validation_split=0.0, validation_data=None, **kwargs):
         """Keras's `fit`, which also takes strings; see `CausalLM`."""
@@ -383,13 +398,16 @@ class LanguageModel(keras.Model):
     def save_to_preset(self, directory, max_shard_bytes: int = 5_000_000_000) -> None:
         """Writes a Hugging Face directory: config.json, model.safetensors, tokenizer files; whole or not at all.
 
+        Of a model with adapters it is the base, with those that are merged; see `save_adapter` for the others.
+
         Args:
             directory: where to; it is made if it is not there.
             max_shard_bytes: weights larger than this are written to several files, with an index.
         """
         from kerasllm.interop.presets import save_to_preset
 
-        save_to_preset(self, directory, max_shard_bytes)
+        with self.whole_config():
+            save_to_preset(self, directory, max_shard_bytes)
 
     @classmethod
     def from_preset(cls, directory, dtype=None, **options):

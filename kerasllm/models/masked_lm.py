@@ -66,15 +66,16 @@ class MaskedLM(LanguageModel):
         self.masked_head.build((None, None, self.config.hidden_dim))
 
     def head_input(self, hidden):
-        # A column of ones, which multiplies the bias: the chunked loss knows of kernels only.
-        hidden = super().head_input(self.masked_head(hidden))
-        return ops.concatenate([hidden, ops.ones_like(hidden[..., :1])], axis=-1)
+        return with_ones(super().head_input(self.masked_head(hidden)))
 
     def head_kernel(self):
-        kernel = super().head_kernel()
-        return ops.concatenate([kernel, ops.cast(self.masked_head.bias, kernel.dtype)[None]], axis=0)
+        return with_bias(super().head_kernel(), self.masked_head.bias)
 
     def logits(self, hidden):
+        return self.token_logits(hidden)
+
+    def token_logits(self, hidden):
+        """(…, hidden_dim) → (…, vocabulary_size)."""
         logits = super().logits(self.masked_head(hidden))
         return logits + ops.cast(self.masked_head.bias, logits.dtype)
 
@@ -89,15 +90,7 @@ class MaskedLM(LanguageModel):
             return array_data(self, self.as_inputs(x), y, sample_weight, batch_size, shuffle)
         from kerasllm.objectives.named import build
 
-        return packed_data(self, self._documents(x), build("masked", tokenizer_of(self)), batch_size, shuffle)
-
-    def _documents(self, x) -> list[list[int]]:
-        if is_text(x):
-            start, end = marks(tokenizer_of(self))
-            return [start + ids + end for ids in self.tokenizer.encode([x] if isinstance(x, str) else list(x))]
-        inputs = model_inputs(self, x)
-        mask = inputs.get("padding_mask", np.ones(inputs["token_ids"].shape))
-        return [row[real].tolist() for row, real in zip(inputs["token_ids"], mask.astype(bool))]
+        return packed_data(self, documents_of(self, x), build("masked", tokenizer_of(self)), batch_size, shuffle)
 
     def predict_masks(self, texts, top_k: int = 5):
         """The likeliest tokens for each mask token of a text.
@@ -138,7 +131,7 @@ class MaskedLM(LanguageModel):
             hidden = self.transformer(training=False, **inputs)
             hidden = ops.take(ops.reshape(hidden, (-1, self.config.hidden_dim)), np.flatnonzero(places), axis=0)
             # A vocabulary padded beyond the tokenizer's has ids that are no tokens.
-            logits = ops.cast(self.logits(hidden)[:, : tokenizer.vocabulary_size], "float32")
+            logits = ops.cast(self.token_logits(hidden)[:, : tokenizer.vocabulary_size], "float32")
             probabilities, ids = (ops.convert_to_numpy(x) for x in ops.top_k(ops.softmax(logits), top_k))
         filled = iter(
             [Filled(tokenizer.id_to_token(i), int(i), float(p)) for i, p in zip(*mask)]
@@ -146,3 +139,31 @@ class MaskedLM(LanguageModel):
         )
         rows = [[next(filled) for _ in range(count)] for count in places.sum(axis=1)]
         return rows[0] if isinstance(texts, str) else rows
+
+
+def documents_of(model, x, marked: bool = True) -> list[list[int]]:
+    """Texts, or rows of token ids, as lists of ids without padding.
+
+    Args:
+        marked: whether texts are put between the tokenizer's special tokens.
+    """
+    if is_text(x):
+        start, end = marks(tokenizer_of(model)) if marked else ([], [])
+        return [start + ids + end for ids in tokenizer_of(model).encode([x] if isinstance(x, str) else list(x))]
+    inputs = model_inputs(model, x)
+    mask = inputs.get("padding_mask", np.ones(inputs["token_ids"].shape))
+    return [row[real].tolist() for row, real in zip(inputs["token_ids"], mask.astype(bool))]
+
+
+# The chunked loss knows of kernels only, and a masked language model's head has a bias: it is one more row of the
+# kernel, which a column of ones multiplies.
+
+
+def with_ones(hidden):
+    """(…, width) → (…, width + 1)."""
+    return ops.concatenate([hidden, ops.ones_like(hidden[..., :1])], axis=-1)
+
+
+def with_bias(kernel, bias):
+    """(width, vocabulary_size) → (width + 1, vocabulary_size)."""
+    return ops.concatenate([kernel, ops.cast(bias, kernel.dtype)[None]], axis=0)

@@ -6,12 +6,13 @@ Whatever it draws at random is a function of the rows' keys, so the same (seed, 
 
 from kerasllm.objectives.contrastive import info_nce, pair_rows
 from kerasllm.objectives.infilling import FillInTheMiddle
+from kerasllm.objectives.instruction import Instruction
 from kerasllm.objectives.masked import MaskedLM, word_starts
 from kerasllm.objectives.named import OBJECTIVES, build
 from kerasllm.objectives.next_sentence import NextSentence
 from kerasllm.objectives.next_token import causal
 from kerasllm.objectives.prefix import prefix_lm
-from kerasllm.objectives.replaced_tokens import ReplacedTokens, corrupt, replaced
+from kerasllm.objectives.replaced_tokens import GeneratedTokens, ReplacedTokens, corrupt, replaced
 from kerasllm.objectives.seq2seq import seq2seq_batch
 from kerasllm.objectives.spans import SpanCorruption
 from kerasllm.objectives.viewer import show
@@ -19,6 +20,8 @@ from kerasllm.objectives.viewer import show
 __all__ = [
     "OBJECTIVES",
     "FillInTheMiddle",
+    "GeneratedTokens",
+    "Instruction",
     "MaskedLM",
     "NextSentence",
     "ReplacedTokens",

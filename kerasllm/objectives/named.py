@@ -11,7 +11,7 @@ from kerasllm.objectives.masked import MaskedLM, word_starts
 from kerasllm.objectives.next_sentence import NextSentence
 from kerasllm.objectives.next_token import causal
 from kerasllm.objectives.prefix import prefix_lm
-from kerasllm.objectives.replaced_tokens import ReplacedTokens
+from kerasllm.objectives.replaced_tokens import GeneratedTokens, ReplacedTokens
 from kerasllm.objectives.spans import SpanCorruption
 from kerasllm.tokenizers import Tokenizer
 
@@ -73,10 +73,15 @@ def _replaced(tokenizer: Tokenizer) -> ReplacedTokens:
     return ReplacedTokens(np.ones(tokenizer.vocabulary_size), special_token_ids=_special(tokenizer))
 
 
+def _generated(tokenizer: Tokenizer) -> GeneratedTokens:
+    mask = _needed(tokenizer, tokenizer.mask_token_id, "a mask token", "[MASK]")
+    return GeneratedTokens(mask, tokenizer.vocabulary_size, special_token_ids=_special(tokenizer))
+
+
 def _next_sentence(tokenizer: Tokenizer) -> NextSentence:
     first = _needed(tokenizer, tokenizer.start_token_id, "a token that begins a text", "[CLS]")
     separator = _needed(tokenizer, tokenizer.end_token_id, "a token that separates texts", "[SEP]")
-    return NextSentence(first, separator, tokenizer.pad_token_id or 0)
+    return NextSentence(first, separator, tokenizer.pad_token_id or 0, masked=_masked(tokenizer))
 
 
 OBJECTIVES: dict[str, Callable[[Tokenizer], Callable[[Rows], tuple]]] = {
@@ -87,6 +92,7 @@ OBJECTIVES: dict[str, Callable[[Tokenizer], Callable[[Rows], tuple]]] = {
     "prefix": lambda tokenizer: prefix_lm,
     "fim": _fill_in_the_middle,
     "replaced": _replaced,
+    "generated": _generated,
     "next_sentence": _next_sentence,
 }
 

@@ -6,7 +6,7 @@ from itertools import groupby
 import numpy as np
 
 from kerasllm.data.rows import Rows
-from kerasllm.objectives.replaced_tokens import ReplacedTokens
+from kerasllm.objectives.replaced_tokens import GeneratedTokens, ReplacedTokens
 from kerasllm.tokenizers import Tokenizer
 
 
@@ -43,6 +43,9 @@ def show(objective: Callable[[Rows], tuple], batch: Rows | tuple, tokenizer: Tok
     if isinstance(objective, ReplacedTokens):
         original = batch.tokens[row, :-1] if isinstance(batch, Rows) else None
         return _corrupted(tokenizer, seen, original, y[row] == 1, _real(x, row))
+    if isinstance(objective, GeneratedTokens):
+        counts = np.isin(np.arange(len(seen)), x["masked_positions"][row])
+        return _corrupted(tokenizer, seen, y[row], counts, _real(x, row))
     if np.array_equal(x["token_ids"][:, 1:], y[:, :-1]):
         # Each position predicts the next one, and y has one more than the model sees.
         ids, is_predicted = np.append(seen, y[row, -1]), np.append(False, counts)

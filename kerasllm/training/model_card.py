@@ -53,6 +53,8 @@ USAGE = {
     "CausalLM": ("text-generation", "print(model.generate({text!r}, max_new_tokens=40, sampler='top_p', seed=0))"),
     "Seq2SeqLM": ("text2text-generation", "print(model.generate({text!r}))"),
     "MaskedLM": ("fill-mask", "print(model.predict_masks({text!r} + ' [MASK]'))"),
+    "PairedMaskedLM": ("fill-mask", "print(model.predict_masks({text!r} + ' [MASK]'))"),
+    "ReplacedTokenDetector": ("token-classification", "print(model.detect({text!r}))"),
     "TextClassifier": ("text-classification", "print(model.classify({text!r}))"),
     "TextEmbedder": ("sentence-similarity", "print(model.similarity({text!r}, ['one text', 'another']))"),
 }

@@ -73,6 +73,7 @@ class Training:
         optimizer: "adamw" or "muon".
         learning_rate, final_fraction, warmup_steps, weight_decay, beta_2, clipnorm, accumulation: see
             `kerasllm.training.adamw`.
+        neftune_alpha: noise on the token vectors, see `TokenEmbedding.add_noise`; 0 for none.
         dtype: a Keras dtype policy.
         seed: of weights, dropout and the order of the data.
         early_stopping: evaluations without a lower validation loss before training ends; `None` for never.
@@ -94,6 +95,7 @@ class Training:
     beta_2: float = limited(0.95, least=0, below=1)
     clipnorm: float | None = limited(1.0, least=0)
     accumulation: int = limited(1, least=1)
+    neftune_alpha: float = limited(0.0, least=0)
     dtype: str = limited("float32", choices=DTYPES)
     seed: int = limited(1337, least=0)
     early_stopping: int | None = limited(None, least=1)

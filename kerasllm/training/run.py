@@ -9,7 +9,10 @@ import keras
 from rich.console import Console
 
 import kerasllm
+from kerasllm.chat.template import DEFAULT_TEMPLATE, render_template
+from kerasllm.chat.tokens import template_of
 from kerasllm.data import TokenDataset, from_text, read_texts
+from kerasllm.data.chat import conversation_data
 from kerasllm.files import written_aside
 from kerasllm.models.language_model import LanguageModel
 from kerasllm.tokenizers import Tokenizer
@@ -66,7 +69,7 @@ def train(
     keras.utils.set_random_seed(recipe.training.seed)
     task = TASKS[recipe.task]
     _check_source(recipe)
-    pairs, held_out = split_pairs(recipe.data) if task.objective is None else (None, None)
+    pairs, held_out = split_pairs(recipe.data, task) if task.objective is None else (None, None)
     tokenizer = _tokenizer(recipe, output, pairs)
     cls, options = getattr(kerasllm, task.model), model_options(task, pairs)
     if recipe.start_from is None:
@@ -75,9 +78,15 @@ def train(
     else:
         model = cls.from_preset(recipe.start_from, dtype=recipe.training.dtype, **options)
         config = model.config
+    tokenizer = model.tokenizer
+    if task.conversations:
+        tokenizer.chat_template = template_of(tokenizer)
+    model.transformer.embedding.add_noise(recipe.training.neftune_alpha, recipe.training.seed)
     model.compile(optimizer=_optimizer(recipe, model))
     if pairs is None:
         train_data, validation_data = _text_data(recipe, tokenizer)
+    elif task.conversations:
+        train_data, validation_data = _conversation_data(recipe, model, pairs, held_out)
     else:
         train_data, validation_data = _pair_data(recipe, model, pairs, held_out)
     # What Keras calls an epoch is, here, the steps between two evaluations.
@@ -88,7 +97,7 @@ def train(
     tokenizer.save_to_preset(output)
     console.print(
         f"{recipe.name}: {config.num_parameters():,} parameters, "
-        + (f"{len(train_data.shards):,} training tokens, " if pairs is None else f"{len(pairs):,} training pairs, ")
+        + (f"{len(train_data.shards):,} training tokens, " if pairs is None else f"{len(pairs):,} examples, ")
         + f"{recipe.training.steps:,} steps, {keras.backend.backend()}",
         highlight=False,
     )
@@ -148,7 +157,11 @@ def _tokenizer(recipe: Recipe, output: Path, pairs: list | None) -> Tokenizer:
         return Tokenizer.from_preset(recipe.start_from)
     if vocabulary.preset is not None:
         return Tokenizer.from_preset(vocabulary.preset)
-    texts = read_texts(data.source, data.column) if pairs is None else itertools.chain.from_iterable(pairs)
+    if TASKS[recipe.task].conversations:
+        # The end token, which is no text, is left out.
+        texts = (render_template(DEFAULT_TEMPLATE, messages, {"eos_token": ""}).text for messages in pairs)
+    else:
+        texts = read_texts(data.source, data.column) if pairs is None else itertools.chain.from_iterable(pairs)
     special_tokens = TASKS[recipe.task].tokens(vocabulary.kind)
     return Tokenizer.train(texts, vocabulary.kind, vocabulary.vocabulary_size, special_tokens)
 
@@ -180,6 +193,22 @@ def _pair_data(recipe: Recipe, model, pairs: list, held_out: list | None):
         return train_data, None
     stop = training.evaluate_steps and training.evaluate_steps * data.batch_size
     return train_data, model.as_data(*fit_arguments(task, held_out[:stop]), batch_size=data.batch_size)
+
+
+def _conversation_data(recipe: Recipe, model, conversations: list, held_out: list | None):
+    data, training = recipe.data, recipe.training
+    options = {
+        "tokenizer": model.tokenizer,
+        "sequence_length": min(data.sequence_length, model.config.max_sequence_length),
+        "batch_size": data.batch_size,
+    }
+    train_data = conversation_data(conversations, shuffle=True, seed=training.seed, **options)
+    if held_out is None:
+        return train_data, None
+    validation_data = conversation_data(held_out, shuffle=False, **options)
+    if training.evaluate_steps is not None:
+        validation_data = _beginning(validation_data, training.evaluate_steps)
+    return train_data, validation_data
 
 
 def _beginning(dataset: TokenDataset, steps: int) -> TokenDataset:

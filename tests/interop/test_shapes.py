@@ -5,7 +5,16 @@ import math
 
 import pytest
 
-from kerasllm import CausalLM, MaskedLM, Seq2SeqLM, TextClassifier, TextEmbedder, TokenClassifier, TransformerConfig
+from kerasllm import (
+    CausalLM,
+    MaskedLM,
+    PairedMaskedLM,
+    Seq2SeqLM,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+    TransformerConfig,
+)
 from kerasllm.config import NORM_POSITIONS, NORMS, POSITIONS
 from kerasllm.interop.presets import variables_by_path
 from kerasllm.interop.shapes import head_shapes, weight_shapes
@@ -35,7 +44,7 @@ def test_decoders_and_encoder_decoders(norm, norm_position, positions):
 def test_encoders_and_their_heads(norm, use_bias):
     flags = {"num_segments": 3, "embedding_norm": True, "pooler": True, "use_bias": use_bias}
     config = TransformerConfig(19, 9, **SIZES, causal=False, norm=norm, **flags)
-    for cls in (MaskedLM, TextEmbedder):
+    for cls in (MaskedLM, PairedMaskedLM, TextEmbedder):
         check(cls(config))
     for cls in (TextClassifier, TokenClassifier):
         check(cls(config, num_labels=5), num_labels=5)

@@ -8,7 +8,16 @@ import pytest
 import safetensors.numpy
 from keras import ops
 
-from kerasllm import CausalLM, MaskedLM, Seq2SeqLM, TextClassifier, TextEmbedder, TokenClassifier, TransformerConfig
+from kerasllm import (
+    CausalLM,
+    MaskedLM,
+    PairedMaskedLM,
+    Seq2SeqLM,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+    TransformerConfig,
+)
 from kerasllm.interop.presets import variables_by_path
 from kerasllm.models.language_model import LanguageModel
 
@@ -21,6 +30,7 @@ VASWANI = TransformerConfig.from_name(
 T5 = TransformerConfig.from_name("t5_tiny", vocabulary_size=19, num_encoder_layers=1, **SIZES)
 SAVED = {
     "BertForMaskedLM": MaskedLM(BERT),
+    "BertForPreTraining": PairedMaskedLM(BERT),
     "BertForSequenceClassification": TextClassifier(BERT, labels=["no", "yes"]),
     "BertForTokenClassification": TokenClassifier(BERT, num_labels=4, dropout=0.3),
     "BertModel": TextEmbedder(BERT, pooling="first", normalize=False),
@@ -29,6 +39,7 @@ SAVED = {
     "LlamaForCausalLM": CausalLM(GPT.replace(norm="rms_norm", positions="rotary", gated=True, activation="silu")),
     "KerasLLMForSeq2SeqLM": Seq2SeqLM(VASWANI),
     "KerasLLMForMaskedLM": MaskedLM(BERT.replace(norm="rms_norm", use_bias=False)),
+    "KerasLLMForPairedMaskedLM": PairedMaskedLM(BERT.replace(norm="rms_norm")),
     "KerasLLMForTextClassifier": TextClassifier(BERT, num_labels=3, pooling="mean"),
     "KerasLLMForTokenClassifier": TokenClassifier(GPT, num_labels=3),
     "KerasLLMForTextEmbedder": TextEmbedder(GPT, pooling="last"),
@@ -61,6 +72,7 @@ def test_round_trip(architecture, tmp_path):
     [
         ("BertModel", MaskedLM, r"cls\.predictions\.bias"),
         ("BertModel", TextClassifier, r"classifier\.weight"),
+        ("BertForMaskedLM", PairedMaskedLM, r"cls\.seq_relationship\.weight"),
         ("BertForMaskedLM", TokenClassifier, r"classifier\.weight"),
         ("BertForTokenClassification", TextClassifier, r"classifier\.weight"),
         ("BertForSequenceClassification", MaskedLM, r"cls\.predictions\.bias"),
@@ -79,7 +91,7 @@ def test_a_head_that_is_not_there_starts_new_and_is_named(architecture, cls, fre
     assert getattr(loaded, "labels", None) == options.get("labels")
     theirs = variables_by_path(model)
     for path, variable in variables_by_path(loaded).items():
-        if not path.startswith(("masked_head", "classifier")):
+        if not path.startswith(("masked_head", "next_sentence", "classifier")):
             np.testing.assert_array_equal(*(ops.convert_to_numpy(v.value) for v in (variable, theirs[path])))
 
 
@@ -90,7 +102,7 @@ def test_a_pooler_that_is_not_there_starts_new(tmp_path):
         assert TextClassifier.from_preset(tmp_path).config.pooler
 
 
-@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "BertForTokenClassification", "KerasLLMForMaskedLM"])
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "BertForPreTraining", "KerasLLMForMaskedLM"])
 def test_a_head_that_is_not_needed_is_left_out_silently(architecture, tmp_path):
     SAVED[architecture].save_to_preset(tmp_path)
     with warnings.catch_warnings():

@@ -1,8 +1,9 @@
-"""Tokenizers of directories without a tokenizer.json: vocab.txt and spiece.model, against those who wrote them."""
+"""Tokenizers of directories without a tokenizer.json: vocab.txt and SentencePiece's, against those who wrote them."""
 
 import io
 import json
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -109,8 +110,8 @@ class TestDamagedSpiece:
             except ValueError as error:
                 assert "damaged" in str(error)
 
-    def test_a_bpe_model_says_what_to_do(self, tmp_path):
-        self.refused(train("bpe"), tmp_path, "tokenizer.json")
+    def test_a_model_of_another_kind_says_what_to_do(self, tmp_path):
+        self.refused(train("char"), tmp_path, "neither a Unigram nor a BPE model.*tokenizer.json")
 
     def test_extra_ids(self, spiece, tmp_path):
         for extra in (-1, 10**9, "x"):
@@ -118,6 +119,58 @@ class TestDamagedSpiece:
             (tmp_path / "spiece.model").write_bytes(spiece)
             with pytest.raises(ValueError, match="extra_ids"):
                 Tokenizer.from_preset(tmp_path)
+
+
+LLAMA = {
+    "vocab_size": 400,
+    "pad_id": -1,
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "split_digits": True,
+    "allow_whitespace_only_pieces": True,
+}
+BPE_VARIANTS = {
+    "llama": {},
+    "no_bytes": {"byte_fallback": False, "vocab_size": 120},
+    "nfkc": {"normalization_rule_name": "nfkc", "remove_extra_whitespaces": True},
+    "no_dummy_prefix": {"add_dummy_prefix": False},
+    "user_symbols": {"user_defined_symbols": ["<extra_id_0>", "ob"]},
+}
+
+
+@pytest.mark.parametrize("options", BPE_VARIANTS.values(), ids=BPE_VARIANTS)
+def test_tokenizer_model_gives_the_ids_of_sentencepiece(options, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(train("bpe", **{**LLAMA, **options}))
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    tokenizer = Tokenizer.from_preset(tmp_path)
+    assert tokenizer.kind == "bpe" and tokenizer.vocabulary_size == len(theirs)
+    words = " ".join(TEXTS).split()
+    shuffled = [" ".join(np.random.default_rng(i).permutation(words)[:12]) for i in range(20)]
+    for text in [*PROBES, *shuffled, "".join(words), "Tobe  ornot\n\n  x"]:
+        assert tokenizer.encode(text) == theirs.encode(text), text
+        if 0 not in theirs.encode(text):  # the unknown token, which they decode as " ⁇ "
+            assert tokenizer.decode(tokenizer.encode(text)) == theirs.decode(theirs.encode(text)), text
+    assert (tokenizer.unk_token_id, tokenizer.start_token_id, tokenizer.end_token_id) == (0, 1, 2)
+    assert tokenizer.encode("To be", add_special_tokens=True) == [1, *theirs.encode("To be")]
+    tokenizer.save_to_preset(tmp_path / "saved")
+    assert Tokenizer.from_preset(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+
+
+def test_tokenizer_model_gives_what_transformers_gives(tmp_path):
+    import transformers
+
+    (tmp_path / "tokenizer.model").write_bytes(train("bpe", **LLAMA))
+    theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path)
+    tokenizer = Tokenizer.from_preset(tmp_path)
+    assert tokenizer.vocabulary_size == len(theirs)
+    for text in [*TEXTS[:4], "ünknown 猫 😀"]:
+        assert tokenizer.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], text
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, "add_eos_token": True}))
+    assert Tokenizer.from_preset(tmp_path).encode("to", add_special_tokens=True) == [*tokenizer.encode("to"), 2]
 
 
 def read_model_of(data, tmp_path):

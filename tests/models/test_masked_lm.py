@@ -20,7 +20,7 @@ from tiny_bert import (
 
 from kerasllm import MaskedLM, Tokenizer
 from kerasllm.losses import linear_cross_entropy
-from kerasllm.models.masked_lm import Filled
+from kerasllm.models.masked_lm import Filled, documents_of
 
 MASK = TOKENIZER.mask_token_id
 
@@ -127,7 +127,7 @@ def test_fit_hides_tokens_itself(data):
 
 
 def test_documents_of_strings_have_their_marks():
-    documents = make_model()._documents(["to be", "or"])
+    documents = documents_of(make_model(), ["to be", "or"])
     assert [TOKENIZER.decode(ids) for ids in documents] == ["[CLS] to be [SEP]", "[CLS] or [SEP]"]
 
 

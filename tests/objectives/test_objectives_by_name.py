@@ -39,6 +39,9 @@ def test_others():
     assert build("causal", BARE) is causal
     assert build("next_sentence", BERT).class_id == BERT.token_to_id("[CLS]")
     assert build("next_sentence", BERT).separator_id == BERT.token_to_id("[SEP]")
+    assert build("next_sentence", BERT).masked.mask_token_id == BERT.mask_token_id  # BERT trains on both
+    assert build("generated", BERT).mask_token_id == BERT.mask_token_id
+    assert set(build("generated", BERT).special_token_ids) == set(build("masked", BERT).special_token_ids)
     assert len(build("replaced", BARE).frequencies) == BARE.vocabulary_size
     mine = MaskedLM(0, 9)
     assert build(mine, BARE) is mine
@@ -50,6 +53,7 @@ def test_clear_errors():
     for name, tokenizer, message in [
         ("masked", BARE, r'needs a mask token, .*special_tokens=\[\.\.\., "\[MASK\]"\].*Received: <Tokenizer kind='),
         ("whole_word", T5, r"\[MASK\]"),
+        ("generated", T5, r"\[MASK\]"),
         ("span", CODE, 'needs sentinels.*"<extra_id_0>", "<extra_id_1>"'),
         ("span", Tokenizer.train("a", kind="byte", special_tokens=SENTINELS), "needs an end token.*</s>"),
         ("fim", T5, r"needs the three tokens of fill-in-the-middle.*<\|fim_prefix\|>"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from some_rows import ending_at, random_rows, rows_of
 
-from kerasllm.objectives import ReplacedTokens, corrupt, replaced
+from kerasllm.objectives import GeneratedTokens, MaskedLM, ReplacedTokens, corrupt, replaced
 
 pytestmark = pytest.mark.one_backend
 
@@ -40,6 +40,43 @@ def test_padding_counts_nothing_and_passes_differ():
     assert not y[weights == 0].any() and y[:3].any(axis=1).sum() >= 2
     assert np.array_equal(objective(rows)[1], y)
     assert not np.array_equal(objective(rows_of(rows.tokens, 0, 1))[1], objective(rows_of(rows.tokens))[1])
+
+
+def test_what_the_generator_has_to_fill_in():
+    """As MaskedLM with nothing but masks, the places listed in their order."""
+    lengths = [30, 10, 1, 0]
+    rows = random_rows(4, 30, weights=ending_at(lengths, 30))
+    x, y, weights = GeneratedTokens(4, 100, rate=0.25, special_token_ids=range(5))(rows)
+    plain = MaskedLM(4, 100, 0.25, range(5), mask_fraction=1, random_fraction=0)(rows)
+    assert np.array_equal(x["token_ids"], plain[0]["token_ids"]) and np.array_equal(y, plain[1])
+    assert np.array_equal(weights, rows.weights) and np.array_equal(x["padding_mask"], rows.weights > 0)
+    places = x["masked_positions"]
+    assert places.shape == x["draws"].shape == (4, 8) and places.dtype == np.int32
+    for row in range(4):
+        chosen = np.flatnonzero(plain[2][row])
+        assert places[row].tolist() == [*chosen, *[30] * (8 - len(chosen))]
+    assert (places[2] < 30).sum() == 1 and (places[3] == 30).all()
+
+
+@pytest.mark.parametrize(("n", "rate"), [(20, 0.15), (7, 0.5), (9, 1.0), (3, 0.01)])
+def test_all_masks_have_a_place(n, rate):
+    rows = random_rows(300, n, low=5)
+    x, _, _ = GeneratedTokens(4, 100, rate)(rows)
+    assert ((x["token_ids"] == 4).sum(axis=1) == (x["masked_positions"] < n).sum(axis=1)).all()
+
+
+def test_the_generators_numbers_are_uniform_and_counted():
+    rows = random_rows(2000, 20, low=5)
+    objective = GeneratedTokens(4, 100)
+    x, _, _ = objective(rows)
+    counts = np.histogram(x["draws"], 10, (0, 2**24))[0]
+    expected = x["draws"].size / 10
+    assert ((counts - expected) ** 2 / expected).sum() < 9 + 5 * np.sqrt(2 * 9)
+    assert np.array_equal(objective(rows)[0]["draws"], x["draws"])
+    assert not np.array_equal(objective(rows_of(rows.tokens, 0, 1))[0]["draws"], x["draws"])
+    for options, message in [({"rate": 0}, r"\(0, 1\]"), ({"special_token_ids": range(100)}, "none to mask")]:
+        with pytest.raises(ValueError, match=message):
+            GeneratedTokens(4, 100, **options)
 
 
 def test_clear_errors():

@@ -3,7 +3,16 @@ import pytest
 from some_rows import rows_of
 
 from kerasllm.data.rows import Rows
-from kerasllm.objectives import MaskedLM, NextSentence, ReplacedTokens, SpanCorruption, causal, prefix_lm, show
+from kerasllm.objectives import (
+    GeneratedTokens,
+    MaskedLM,
+    NextSentence,
+    ReplacedTokens,
+    SpanCorruption,
+    causal,
+    prefix_lm,
+    show,
+)
 from kerasllm.tokenizers import Tokenizer
 
 pytestmark = pytest.mark.one_backend
@@ -93,6 +102,14 @@ def test_replaced_tokens():
         assert f"[{seen}→{original}]" in shown
     assert shown.count("→") == y.sum() > 0
     assert show(objective, objective(rows), CHARS).count("→?]") == y.sum()
+
+
+def test_tokens_for_the_generator():
+    objective = GeneratedTokens(BERT.mask_token_id, BERT.vocabulary_size, rate=0.5)
+    rows = text_rows(BERT)
+    shown = show(objective, rows, BERT)
+    assert shown.count("[MASK→") == (objective(rows)[0]["masked_positions"] < 6).sum() > 0
+    assert shown.replace("[MASK→", "").replace("]", "") == TEXT
 
 
 def test_next_sentence():

@@ -9,7 +9,15 @@ import transformers
 from keras import ops
 from peers import compare_gradients, compare_weights, make_peer, mean_token_loss, random_ids, randomize, tensors
 
-from kerasllm import MaskedLM, TextClassifier, TextEmbedder, TokenClassifier, Tokenizer, TransformerConfig
+from kerasllm import (
+    MaskedLM,
+    PairedMaskedLM,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+    Tokenizer,
+    TransformerConfig,
+)
 
 SIZES = {
     "vocab_size": 31,
@@ -29,6 +37,7 @@ SHAPES = {
 }
 CLASSES = {
     MaskedLM: transformers.BertForMaskedLM,
+    PairedMaskedLM: transformers.BertForPreTraining,
     TextClassifier: transformers.BertForSequenceClassification,
     TokenClassifier: transformers.BertForTokenClassification,
     TextEmbedder: transformers.BertModel,
@@ -51,13 +60,24 @@ def arrays(config):
 def outputs(peer, arguments):
     with torch.no_grad():
         found = peer(**arguments)
+    if isinstance(peer, transformers.BertForPreTraining):
+        return _side_by_side(found.prediction_logits.numpy(), found.seq_relationship_logits.numpy())
     return (found.last_hidden_state if isinstance(peer, transformers.BertModel) else found.logits).numpy()
 
 
 def our_outputs(model, inputs):
     if isinstance(model, TextEmbedder):
         return ops.convert_to_numpy(model.transformer(**inputs, training=False))
+    if isinstance(model, PairedMaskedLM):
+        found = model(inputs)
+        return _side_by_side(*(ops.convert_to_numpy(found[name]) for name in ("masked_lm", "next_sentence")))
     return ops.convert_to_numpy(model(inputs))
+
+
+def _side_by_side(of_tokens, of_pairs):
+    """The logits of pairs beside those of each token."""
+    of_pairs = np.repeat(of_pairs[:, None], of_tokens.shape[1], axis=1)
+    return np.concatenate([of_tokens, of_pairs], axis=-1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -102,6 +122,29 @@ def test_classifiers_and_their_gradients(shape, tmp_path):
     np.testing.assert_allclose(our_outputs(model, ours)[mask], outputs(peer, theirs)[mask], atol=1e-4)
 
 
+def test_both_heads_of_pretraining_and_their_gradients(tmp_path):
+    peer = make_bert(transformers.BertForPreTraining)
+    peer.save_pretrained(tmp_path)
+    model = PairedMaskedLM.from_preset(tmp_path)
+    theirs, ours, mask = arrays(peer.config)
+    np.testing.assert_allclose(our_outputs(model, ours)[mask], outputs(peer, theirs)[mask], atol=1e-4)
+    tokens, pairs = random_ids(peer.config.vocab_size, 3, 11, seed=2), np.array([1, 0, 1], "int32")
+    y = {"masked_lm": tokens, "next_sentence": pairs}
+    model.compile(jit_compile=False)
+    ignored = torch.tensor(np.where(mask, tokens, -100)).long()
+
+    def our_loss():
+        hidden = model.transformer(**ours)
+        weights = {"masked_lm": mask.astype("float32"), "next_sentence": np.ones(3, "float32")}
+        return model.compute_loss(ours, y, hidden, weights)
+
+    def their_loss():
+        return peer(**theirs, labels=ignored, next_sentence_label=torch.tensor(pairs).long()).loss
+
+    compare_gradients(peer, model, their_loss, our_loss, 1e-6)
+    np.testing.assert_allclose(float(our_loss()), their_loss().item(), rtol=1e-4)
+
+
 def test_bare_models(tmp_path):
     peer = make_bert(transformers.BertModel)
     peer.save_pretrained(tmp_path)
@@ -144,7 +187,7 @@ def test_what_we_save_transformers_opens(cls, tmp_path):
     texts = ["To be, or not to be: that is the question.", "whether 'tis nobler"]
     tokenizer = Tokenizer.train(texts, kind="wordpiece", vocabulary_size=90)
     sizes = {"vocabulary_size": tokenizer.vocabulary_size, "hidden_dim": 12, "num_heads": 3, "intermediate_dim": 21}
-    pooler = cls in (TextClassifier, TextEmbedder)
+    pooler = cls in (TextClassifier, TextEmbedder, PairedMaskedLM)
     config = TransformerConfig.from_name("bert_tiny", **sizes, pooler=pooler, initializer_range=0.3)
     labels = {"labels": ["bad", "so-so", "good"]} if "Classifier" in cls.__name__ else {}
     model = cls(config, tokenizer, **labels)

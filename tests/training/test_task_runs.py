@@ -18,6 +18,8 @@ SMALL = {"hidden_dim": 16, "num_heads": 2, "intermediate_dim": 16, "num_layers":
 MODELS = {
     "CausalLM": {"name": "llama_tiny", "num_kv_heads": 1, **SMALL},
     "MaskedLM": {"name": "bert_tiny", **SMALL},
+    "PairedMaskedLM": {"name": "bert_tiny", **SMALL},
+    "ReplacedTokenDetector": {"name": "bert_tiny", **SMALL},
     "TextClassifier": {"name": "bert_tiny", **SMALL},
     "TextEmbedder": {"name": "bert_tiny", **SMALL},
     "Seq2SeqLM": {"name": "t5_tiny", "num_encoder_layers": 1, "head_dim": 8, **SMALL},

@@ -1,0 +1,122 @@
+"""Talking with a model: answers to conversations, and a session that goes on where it was."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from kerasllm.chat.messages import check_messages
+from kerasllm.chat.tokens import encode_prompt, stop_token_ids
+from kerasllm.generation.engine import Engine
+from kerasllm.generation.pieces import Pieces
+from kerasllm.generation.prefix_cache import PrefixCache
+from kerasllm.generation.requests import Request
+from kerasllm.generation.sampling import Sampler
+from kerasllm.generation.text import streamed
+from kerasllm.models.inputs import tokenizer_of
+
+
+def answers(model, conversations: Sequence[list[dict]], max_new_tokens: int = 100, **options) -> list[str]:
+    """What the assistant would say next in each conversation.
+
+    Args:
+        model: a `CausalLM` with a tokenizer.
+        conversations: lists of messages.
+        max_new_tokens, options: see `CausalLM.generate`. The end of a turn ends the answer.
+
+    Raises:
+        ValueError: a message or the template is wrong, or a conversation does not fit the model.
+
+    Example:
+
+    ```python
+    [answer] = answers(model, [[{"role": "user", "content": "3rd of May 2021 as ISO, please."}]])
+    ```
+    """
+    tokenizer = tokenizer_of(model)
+    prompts = [encode_prompt(tokenizer, messages) for messages in conversations]
+    options = {"stop_token_ids": stop_token_ids(tokenizer), "strip_prompt": True, **options}
+    return [tokenizer.decode(ids) for ids in model.generate(prompts, max_new_tokens, **options)]
+
+
+class Chat:
+    """A conversation with a model.
+
+    What was read of it is kept, so each turn reads only what is new. When it no longer fits the model, the oldest
+    exchanges are left out; the system message stays.
+
+    Args:
+        model: a `CausalLM` with a tokenizer.
+        system: the system message; none when left out.
+        max_new_tokens: of an answer at the most, and so the room that is kept for it; half of the model's context
+            when that is less.
+        sampler: a `Sampler`; greedy when left out.
+
+    Attributes:
+        messages: the conversation so far.
+        dropped: messages that the latest answer was made without, because they no longer fit.
+
+    Raises:
+        ValueError: the model has no tokenizer, or neither a chat template nor an end token.
+
+    Example:
+
+    ```python
+    chat = Chat(model)
+    for piece in chat.send("3rd of May 2021 as ISO, please."):
+        print(piece, end="")
+    ```
+    """
+
+    def __init__(self, model, system: str | None = None, max_new_tokens: int = 256, sampler: Sampler | None = None):
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be a whole number above 0. Received: {max_new_tokens!r}")
+        self.tokenizer = tokenizer_of(model)
+        self.limit = model.config.max_sequence_length
+        self.max_new_tokens = min(max_new_tokens, max(1, self.limit // 2))
+        self.sampler = sampler or Sampler(temperature=0.0)
+        self.stop_token_ids = frozenset(stop_token_ids(self.tokenizer))
+        self.engine = Engine(model, slots=1, prefix_cache=PrefixCache())
+        self._system = [] if system is None else check_messages([{"role": "system", "content": system}])
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins anew; the system message stays."""
+        self.messages, self.dropped = list(self._system), 0
+
+    def send(self, text: str) -> Iterator[str]:
+        """Says something, and yields the answer in pieces as they are made.
+
+        The exchange becomes part of the conversation with the first piece that is asked for. An answer that is not
+        read to its end is part of it as far as it came.
+
+        Raises:
+            ValueError: the text alone does not fit the model, or cannot be encoded. The conversation is then as it was.
+        """
+        said = {"role": "user", "content": text}
+        prompt, dropped = self._fit([*self.messages, said])
+        sampler = dataclasses.replace(self.sampler, seed=self.sampler.seed + len(self.messages))
+        request = Request(prompt, self.max_new_tokens, sampler, self.stop_token_ids)
+        return self._answer(said, request, dropped)
+
+    def _answer(self, said: dict, request: Request, dropped: int) -> Iterator[str]:
+        pieces = Pieces(self.tokenizer, request)
+        answer = {"role": "assistant", "content": ""}
+        self.messages += [said, answer]
+        self.dropped = dropped
+        try:
+            yield from streamed(self.engine, request, pieces)
+        finally:
+            answer["content"] = pieces.finish()
+
+    def _fit(self, messages: list[dict]) -> tuple[list[int], int]:
+        """The prompt of the conversation, and how many messages it had to leave out."""
+        kept, first = list(messages), len(self._system)
+        while len(prompt := encode_prompt(self.tokenizer, kept)) + self.max_new_tokens > self.limit:
+            asked = [place for place, message in enumerate(kept) if message["role"] == "user"]
+            if len(asked) < 2:
+                raise ValueError(
+                    f"The message is too long: {len(prompt)} tokens with what the template adds, where the model's "
+                    f"context of {self.limit} has room for {self.limit - self.max_new_tokens} beside an answer of "
+                    f"{self.max_new_tokens}. Shorten it, or ask for fewer new tokens."
+                )
+            kept[first : asked[1]] = []
+        return prompt, len(messages) - len(kept)

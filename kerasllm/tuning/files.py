@@ -1,0 +1,152 @@
+"""Adapters on disk: a few KB in the format of `peft`, with a fingerprint of the base they belong to."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerasllm.files import written_aside
+from kerasllm.interop.weight_files import DTYPES, read_json, tensors_of
+from kerasllm.tuning.bottleneck import Bottleneck
+from kerasllm.tuning.delta import numpy
+from kerasllm.tuning.fingerprint import fingerprint
+from kerasllm.tuning.model_adapters import adapter_of, add_adapter, delete_adapter, state_of
+from kerasllm.tuning.vectors import BitFit, LayerNormTuning
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 1 << 22
+OWN_TYPE = "KERASLLM"  # of what peft has no format for
+METHODS = {method.__name__: method for method in (Bottleneck, BitFit, LayerNormTuning)}
+
+
+def save_adapter(model: keras.Model, directory, name: str = "default") -> None:
+    """Writes one adapter, as `peft` does: adapter_config.json and adapter_model.safetensors, whole or not at all.
+
+    `peft` opens the files of `LoRA` (with all its options), `IA3` and the prompts of a model that transformers knows,
+    too. The base is not saved, but a fingerprint of it.
+
+    Args:
+        model: with the adapter.
+        directory: where to; it is made if it is not there.
+        name: of the adapter.
+
+    Raises:
+        ValueError: there is no such adapter.
+    """
+    from kerasllm.interop.peft_files import WRITERS, to_peft
+
+    adapter = adapter_of(model, name)
+    if isinstance(adapter.settings, tuple(WRITERS)):
+        config, tensors = to_peft(model, adapter)
+    else:
+        config = {"peft_type": OWN_TYPE, "kerasllm": {"settings": adapter.settings.to_dict()}}
+        tensors = {".".join(key): numpy(variable) for key, variable in variables_of(adapter, name).items()}
+    config["kerasllm"] = {**config.get("kerasllm", {}), "fingerprint": state_of(model).fingerprint}
+    _write(Path(directory), config, tensors)
+
+
+def load_adapter(model: keras.Model, directory, name: str = "default") -> None:
+    """Adds an adapter that `save_adapter` or `peft` saved; it is then the active one.
+
+    Args:
+        model: built, with the base that the adapter was trained on.
+        directory: with adapter_config.json and adapter_model.safetensors.
+        name: what it is called here.
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing, damaged, of another base, or does not fit, by name. The model
+            is then as it was.
+    """
+    directory = Path(directory)
+    for file in (CONFIG, WEIGHTS):
+        if not (directory / file).is_file():
+            raise FileNotFoundError(f"{str(directory)!r} is no adapter's directory: it has no {file}.")
+    config = read_json(directory / CONFIG, MAX_CONFIG_BYTES)
+    _check_base(model, config, directory)
+    settings, values = _read(model, config, _tensors(directory / WEIGHTS))
+    add_adapter(model, name, settings)
+    try:
+        _fill(variables_of(adapter_of(model, name), name), values)
+    except ValueError:
+        delete_adapter(model, name)
+        raise
+
+
+def variables_of(adapter, name: str) -> dict[tuple[str, str, str], keras.Variable]:
+    """An adapter's weights by (layer, kind of delta, weight)."""
+    found = {}
+    for part in adapter.parts:
+        kind = part.delta.name.removesuffix(f"_{name}")
+        found |= {(part.name, kind, v.name): v for v in part.delta.weights if v is not adapter.gate}
+    return found
+
+
+def _read(model, config: dict, tensors: dict[str, np.ndarray]):
+    from kerasllm.interop.peft_files import TYPES, from_peft
+
+    kind = config.get("peft_type")
+    if kind in TYPES:
+        return from_peft(model, config, tensors)
+    if kind != OWN_TYPE:
+        raise ValueError(f"Adapters of this kind are not supported: peft_type={kind!r}. Supported: {', '.join(TYPES)}.")
+    values = dict((config.get("kerasllm") or {}).get("settings") or {})
+    method = METHODS.get(values.pop("method", None))
+    if method is None or not set(values) <= {field.name for field in dataclasses.fields(method)}:
+        raise ValueError(f"Unknown settings in {CONFIG}: {str(config.get('kerasllm'))[:200]}")
+    return method(**values), {tuple(key.rsplit(".", 2)): tensor for key, tensor in tensors.items()}
+
+
+def _fill(variables, values) -> None:
+    for key, value in values.items():
+        if key not in variables:
+            raise ValueError(f"The adapter has {'.'.join(key)!r}, which its settings know nothing of.")
+        if tuple(variables[key].shape) != value.shape:
+            raise ValueError(
+                f"{'.'.join(key)!r} in the adapter has shape {value.shape}, and the model says "
+                f"{tuple(variables[key].shape)}."
+            )
+    for key, variable in variables.items():
+        if key in values:
+            variable.assign(values[key].astype("float32"))
+        elif not key[2].endswith("_offset"):  # A bias that the file has not is the base's.
+            raise ValueError(f"The adapter lacks {'.'.join(key)!r}.")
+
+
+def _check_base(model, config: dict, directory) -> None:
+    saved = (config.get("kerasllm") or {}).get("fingerprint")
+    state = state_of(model)
+    found = fingerprint(model) if state is None else state.fingerprint
+    if saved and found and saved != found:
+        raise ValueError(
+            f"The adapter in {str(directory)!r} was trained on another base: its fingerprint is {saved}, and this "
+            f"model's is {found}. Load the base that it was trained on."
+        )
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    found = {}
+    for name, tensor in tensors_of(path).items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name!r} in {str(path)!r} is {tensor.dtype}, and weights are {', '.join(DTYPES)}.")
+        found[name] = np.asarray(tensor.read()).astype("float32")
+    return found
+
+
+def _write(directory: Path, config: dict, tensors: dict[str, np.ndarray]) -> None:
+    import safetensors.numpy
+
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"A file is in the way of the directory to save to: {str(directory)!r}")
+    shutil.rmtree(directory / ".adapter", ignore_errors=True)  # What a killed save may have left.
+    with written_aside(directory / ".adapter") as aside:
+        aside.mkdir(parents=True)
+        tensors = {key: np.ascontiguousarray(value, "float32") for key, value in tensors.items()}
+        safetensors.numpy.save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
+        (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    for file in (WEIGHTS, CONFIG):
+        os.replace(directory / ".adapter" / file, directory / file)
+    (directory / ".adapter").rmdir()

@@ -1,0 +1,43 @@
+"""LoRA+: a larger learning rate for the factors B."""
+
+import keras
+
+from kerasllm.tuning.lora import LoRADelta
+
+
+def lora_plus(optimizer: keras.optimizers.Optimizer, model: keras.Model, ratio: float = 16.0):
+    """The same optimizer, which from now on updates the factors B of a model's LoRAs at `ratio` times its rate.
+
+    Args:
+        optimizer: any of Keras's that has not been used yet.
+        model: with its adapters.
+        ratio: of B's learning rate to A's.
+
+    Raises:
+        ValueError: the ratio is not positive, or the model has no LoRA that is trained.
+
+    Example:
+    ```python
+    model.add_adapter("poems", LoRA(rank=8))
+    model.compile(optimizer=lora_plus(keras.optimizers.AdamW(1e-4), model))
+    ```
+
+    Reference: Hayou et al. (2024), "LoRA+".
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not ratio > 0:
+        raise ValueError(f"`ratio` must be a positive number. Received: ratio={ratio!r}")
+    deltas = [d for d in model._flatten_layers() if isinstance(d, LoRADelta)]
+    faster = {id(delta.lora_b) for delta in deltas if delta.lora_b.trainable}
+    if not faster:
+        raise ValueError("The model has no LoRA that is trained. Add one before: model.add_adapter(name, LoRA(...)).")
+    update = optimizer._backend_update_step
+
+    def in_two_parts(grads, variables, learning_rate):
+        pairs = list(zip(grads, variables))
+        for chosen, rate in ((False, learning_rate), (True, learning_rate * ratio)):
+            part = [(g, v) for g, v in pairs if (id(v) in faster) is chosen]
+            if part:
+                update(*map(list, zip(*part)), rate)
+
+    optimizer._backend_update_step = in_two_parts
+    return optimizer
