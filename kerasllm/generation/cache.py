@@ -13,8 +13,13 @@ def length_of(cache) -> int:
     return cache[0][0].shape[1]
 
 
+def as_places(places):
+    """Places as `write` takes them; on PyTorch indices are 64-bit, and changed once for all layers."""
+    return places.long() if keras.backend.backend() == "torch" else places
+
+
 def write(old, new, places):
-    """Writes a layer's new keys and values, (slots, width, kv_heads, head_dim), at `places` (slots, width)."""
+    """Writes a layer's new keys and values, (slots, width, kv_heads, head_dim), at `as_places(...)`, (slots, width)."""
     return tuple(_write(x, y, places) for x, y in zip(old, new))
 
 
@@ -23,7 +28,7 @@ def _write(old, new, places):
         import torch
 
         rows = torch.arange(old.shape[0], device=old.device)[:, None]
-        return old.index_put_((rows, places.long()), new)
+        return old.index_put_((rows, places), new)
     slots, width = new.shape[:2]
     if slots == 1 and width == 1:
         return ops.slice_update(old, (0, places[0, 0], 0, 0), new)

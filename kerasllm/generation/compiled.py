@@ -19,7 +19,8 @@ def compiled(model, function: Callable, donate: int | None = None) -> Callable:
         donate: number of the argument whose memory may be reused: its values are lost.
 
     Returns:
-        the function, with `compilations()`: how often it was compiled so far.
+        the function, with `compilations()`: how often it was compiled so far. On PyTorch also with `bind(*arguments)`:
+        the recorded operations and the flat list of tensors that they take, for a loop that goes on from there.
     """
     return _COMPILED[keras.backend.backend()](model, function, donate)
 
@@ -65,14 +66,24 @@ def _torch(model, function, donate):
     graphs = {}
 
     @torch.inference_mode()
-    def run(*arguments):
+    def bound(*arguments):
         tensors = keras.tree.map_structure(to_tensor, arguments)
-        key = tuple((x.shape, x.dtype, x.device) for x in keras.tree.flatten(tensors))
+        flat = keras.tree.flatten(tensors)
+        key = tuple((x.shape, x.dtype, x.device) for x in flat)
         if key not in graphs:
             graphs[key] = TorchGraph(function, tensors)
-        return graphs[key](tensors)
+        return graphs[key], flat
 
-    run.compilations = lambda: len(graphs)
+    def bind(*arguments):
+        graph, flat = bound(*arguments)
+        return graph.run_flat, flat
+
+    @torch.inference_mode()
+    def run(*arguments):
+        graph, flat = bound(*arguments)
+        return graph(flat)
+
+    run.bind, run.compilations = bind, lambda: len(graphs)
     return run
 
 

@@ -4,12 +4,14 @@ All of them are the same network over a few new tokens a row, each of which sees
 new ones before it. A prompt is many new tokens, a step of decoding is one, checking a draft is a few.
 """
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
 
 from kerasllm.generation import cache as caches
-from kerasllm.generation.compiled import compiled, to_tensor
+from kerasllm.generation.compiled import compiled
 from kerasllm.generation.sampling import choose, greedy
 
 CHUNK = 32  # tokens a row that one call makes at most
@@ -48,10 +50,12 @@ class Programs:
         self.read_slot = made(caches.read_slot)
         self.verify = made(self._verify, donate=0)
         if keras.backend.backend() == "torch":
-            step = made(self._greedy_step, donate=0)
-            self.choose = _torch_choose
-            self.make_greedy = lambda *arguments: _torch_greedy(step, *arguments)
-            self.make_sampled = lambda *arguments: _torch_sampled(self.logits, *arguments)
+            from kerasllm.generation import torch_loop
+
+            step, sampled_step = made(self._greedy_step), made(self._step)
+            self.choose = torch_loop.chosen
+            self.make_greedy = functools.partial(torch_loop.make_greedy, step)
+            self.make_sampled = functools.partial(torch_loop.make_sampled, sampled_step)
         else:
             self.choose = made(_choose)
             self.make_greedy = made(self._make_greedy, donate=0)
@@ -80,7 +84,7 @@ class Programs:
         length, window = caches.length_of(cache), self.model.config.sliding_window
         places = positions[:, None] + ops.arange(token_ids.shape[1], dtype="int32")[None, :]
         # Tokens that fill up a row may lie beyond the end: they go where nothing is read any more.
-        places = ops.minimum(places, length - 1)
+        places = caches.as_places(ops.minimum(places, length - 1))
         columns = ops.arange(length, dtype="int32")[None, None, :]
         mask = columns <= places[:, :, None]
         if window:
@@ -128,9 +132,13 @@ class Programs:
 
     # Making tokens -------------------------------------------------------------------------------------------
 
-    def _greedy_step(self, cache, tokens, positions, source):
-        logits, _, cache = self._logits(cache, tokens[:, None], positions, source)
-        return greedy(logits[:, 0]), cache
+    def _step(self, tokens, positions, cache, source):
+        hidden, cache = self._hidden(cache, tokens[:, None], positions, source)
+        return self._head(hidden[:, 0]), cache
+
+    def _greedy_step(self, tokens, positions, cache, source):
+        logits, cache = self._step(tokens, positions, cache, source)
+        return greedy(logits), cache
 
     def _make_greedy(self, cache, tokens, positions, source, ends):
         """Up to CHUNK tokens a row, each fed back; see `Ends`.
@@ -141,7 +149,7 @@ class Programs:
         last = caches.length_of(cache) - 1
 
         def body(step, tokens, positions, running, made, cache):
-            tokens, cache = self._greedy_step(cache, tokens, positions, source)
+            tokens, cache = self._greedy_step(tokens, positions, cache, source)
             return step + 1, tokens, ops.minimum(positions + 1, last), *_note(made, step, running, tokens, ends), cache
 
         state = (*_start(tokens, positions, ends), cache)
@@ -154,9 +162,9 @@ class Programs:
         constant = {name: draw[name] for name in ("settings", "seen", "bias")}
 
         def body(step, tokens, positions, running, made, cache, mu, counts):
-            logits, _, cache = self._logits(cache, tokens[:, None], positions, source)
+            logits, cache = self._step(tokens, positions, cache, source)
             uniforms = ops.take(draw["uniforms"], step, axis=1)
-            tokens, mu = choose(logits[:, 0], uniforms=uniforms, mu=mu, counts=counts, **constant)
+            tokens, mu = choose(logits, uniforms=uniforms, mu=mu, counts=counts, **constant)
             counts = counts + ops.one_hot(tokens, counts.shape[1], dtype=counts.dtype)
             running, made = _note(made, step, running, tokens, ends)
             return step + 1, tokens, ops.minimum(positions + 1, last), running, made, cache, mu, counts
@@ -228,50 +236,3 @@ def _before(lengths, width):
 
 def _identity(model) -> tuple:
     return tuple(id(v) for v in model.transformer.variables)
-
-
-# PyTorch has no compiled loop: the loop is here, around one recorded step, and speaks NumPy where it decides.
-
-
-def _torch_greedy(step, cache, tokens, positions, source, ends):
-    def next_tokens(_, tokens, positions, cache):
-        return step(cache, tokens, positions, source)
-
-    return _torch_loop(next_tokens, cache, tokens, positions, ends)
-
-
-def _torch_sampled(logits_of, cache, tokens, positions, source, ends, draw):
-    draw = keras.tree.map_structure(to_tensor, draw)
-    counts, uniforms = ops.copy(draw["counts"]), draw["uniforms"]
-
-    def next_tokens(count, tokens, positions, cache):
-        logits, _, cache = logits_of(cache, tokens[:, None], positions, source)
-        now = {**draw, "uniforms": uniforms[:, count], "counts": counts}
-        tokens, draw["mu"] = choose(logits[:, 0], **now)
-        counts[ops.arange(counts.shape[0]), tokens.long()] += 1
-        return tokens, cache
-
-    return (*_torch_loop(next_tokens, cache, tokens, positions, ends), draw["mu"])
-
-
-def _torch_choose(logits, draw):
-    import torch
-
-    with torch.inference_mode():
-        return choose(to_tensor(logits), **keras.tree.map_structure(to_tensor, draw))
-
-
-def _torch_loop(next_tokens, cache, tokens, positions, ends):
-    import torch
-
-    made = np.zeros((len(tokens), CHUNK), "int32")
-    running, count, last = ends["running"].copy(), 0, caches.length_of(cache) - 1
-    with torch.inference_mode():
-        tokens, positions = to_tensor(tokens), to_tensor(np.array(positions))
-        while count < ends["limit"] and running.sum() >= ends["least"]:
-            tokens, cache = next_tokens(count, tokens, positions, cache)
-            made[:, count] = tokens.cpu().numpy()
-            running &= (made[:, count, None] != ends["stops"]).all(axis=1)
-            positions = (positions + 1).clamp_(max=last)
-            count += 1
-    return made, count, cache

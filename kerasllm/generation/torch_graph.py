@@ -51,8 +51,9 @@ class TorchGraph:
         # TorchScript does not know oneDNN's operation; where it pays, the Python between the others does not matter.
         self.run_flat = module.forward if by_onednn else _script(module, keras.tree.flatten(arguments))
 
-    def __call__(self, arguments):
-        outputs = self.run_flat(*keras.tree.flatten(arguments))
+    def __call__(self, flat: list):
+        """What the function returns for arguments that are flat already."""
+        outputs = self.run_flat(*flat)
         return keras.tree.pack_sequence_as(self._structure, outputs)
 
 

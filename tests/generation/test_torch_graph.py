@@ -25,9 +25,9 @@ def test_products_with_weights(rows, size):
 
     with torch.inference_mode():
         graph = TorchGraph(function, (x,))
-        np.testing.assert_allclose(graph((x,)), function(x), atol=1e-4)
+        np.testing.assert_allclose(graph([x]), function(x), atol=1e-4)
         layer.set_weights([2 * weight for weight in layer.get_weights()])
-        np.testing.assert_allclose(graph((x,)), function(x), atol=1e-4)
+        np.testing.assert_allclose(graph([x]), function(x), atol=1e-4)
 
 
 def test_writes_into_arguments_stay_and_constants_are_computed_once():
@@ -43,8 +43,8 @@ def test_writes_into_arguments_stay_and_constants_are_computed_once():
     with torch.inference_mode():
         graph = TorchGraph(function, (cache, place))
         cache["x"].zero_()
-        found = graph((cache, place))
+        found = graph([cache["x"], place])
         assert found["cache"].tolist() == cache["x"].tolist() == [0, 2, 0, 0] and float(found["sum"]) == 24
         weight.fill_(5)
-        found = graph((cache, torch.tensor([3])))
+        found = graph([cache["x"], torch.tensor([3])])
         assert cache["x"].tolist() == [0, 2, 0, 10] and float(found["sum"]) == 34

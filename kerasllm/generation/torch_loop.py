@@ -1,0 +1,51 @@
+"""PyTorch has no compiled loop: the loop is here, around one recorded step, and speaks NumPy where it decides."""
+
+import keras
+import numpy as np
+import torch
+
+from kerasllm.generation.compiled import to_tensor
+from kerasllm.generation.sampling import choose
+
+
+def make_greedy(step, cache, tokens, positions, source, ends):
+    """`Programs._make_greedy`; `step` is `Programs._greedy_step`, compiled."""
+    return _loop(step, cache, tokens, positions, source, ends, lambda count, made: made)
+
+
+def make_sampled(step, cache, tokens, positions, source, ends, draw):
+    """`Programs._make_sampled`; `step` is `Programs._step`, compiled."""
+    draw = keras.tree.map_structure(to_tensor, draw)
+    counts, uniforms = draw["counts"].clone(), draw["uniforms"]
+    rows = torch.arange(counts.shape[0], device=counts.device)
+
+    def next_tokens(count, logits):
+        chosen, draw["mu"] = choose(logits, **{**draw, "uniforms": uniforms[:, count], "counts": counts})
+        counts[rows, chosen.long()] += 1
+        return chosen
+
+    return (*_loop(step, cache, tokens, positions, source, ends, next_tokens), draw["mu"])
+
+
+@torch.inference_mode()
+def chosen(logits, draw):
+    """`choose`, run as it stands."""
+    return choose(to_tensor(logits), **keras.tree.map_structure(to_tensor, draw))
+
+
+@torch.inference_mode()
+def _loop(step, cache, tokens, positions, source, ends, next_tokens):
+    from kerasllm.generation.programs import CHUNK
+
+    made = np.zeros((len(tokens), CHUNK), "int32")
+    running, count, last = ends["running"].copy(), 0, cache[0][0].shape[1] - 1
+    stops, least, limit = ends["stops"], int(ends["least"]), int(ends["limit"])
+    # The recorded step writes into the cache; what is fed to it goes in and out by the same two places.
+    run, flat = step.bind(to_tensor(tokens), to_tensor(np.array(positions)), cache, source)
+    while count < limit and running.sum() >= least:
+        flat[0] = next_tokens(count, run(*flat)[0])
+        flat[1] = (flat[1] + 1).clamp_(max=last)
+        made[:, count] = flat[0].cpu().numpy()
+        running &= (made[:, count, None] != stops).all(axis=1)
+        count += 1
+    return made, count, cache
