@@ -1,16 +1,26 @@
-"""The cache of keys and values: a list of a (key, value) pair a layer, each (slots, length, kv_heads, head_dim)."""
+"""The cache of keys and values: a list of a (key, value) pair a layer, each (slots, kv_heads, length, head_dim).
+
+Heads stand before places, as products of matrices want them: a step then copies nothing but what is new.
+"""
 
 import keras
 from keras import ops
 
+MOST_PIECES = 64  # written one by one; more are written in one go, which copies the cache
+
 
 def empty(config, slots: int, length: int, dtype):
-    shape = (slots, length, config.num_kv_heads, config.head_dim)
+    shape = (slots, config.num_kv_heads, length, config.head_dim)
     return [(ops.zeros(shape, dtype), ops.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
 def length_of(cache) -> int:
-    return cache[0][0].shape[1]
+    return cache[0][0].shape[2]
+
+
+def swap(pair):
+    """Between the cache's order of axes and attention's, (slots, length, kv_heads, head_dim)."""
+    return tuple(ops.transpose(x, (0, 2, 1, 3)) for x in pair)
 
 
 def as_places(places):
@@ -19,22 +29,33 @@ def as_places(places):
 
 
 def write(old, new, places):
-    """Writes a layer's new keys and values, (slots, width, kv_heads, head_dim), at `as_places(...)`, (slots, width)."""
+    """Writes a layer's new keys and values, (slots, width, kv_heads, head_dim), at `as_places(...)`, (slots, width).
+
+    Of each row, places go up one by one, as far as the last one of the cache; what is beyond shares it.
+    """
     return tuple(_write(x, y, places) for x, y in zip(old, new))
 
 
 def _write(old, new, places):
+    slots, width = new.shape[:2]
     if keras.backend.backend() == "torch":
         import torch
 
-        rows = torch.arange(old.shape[0], device=old.device)[:, None]
-        return old.index_put_((rows, places), new)
-    slots, width = new.shape[:2]
-    if slots == 1 and width == 1:
-        return ops.slice_update(old, (0, places[0, 0], 0, 0), new)
-    rows = ops.broadcast_to(ops.arange(slots, dtype="int32")[:, None], (slots, width))
-    indices = ops.reshape(ops.stack([rows, places], axis=-1), (-1, 2))
-    return ops.scatter_update(old, indices, ops.reshape(new, (-1, *new.shape[2:])))
+        rows = torch.arange(slots, device=old.device)[:, None]
+        old.transpose(1, 2).index_put_((rows, places), new)
+        return old
+    new = ops.transpose(new, (0, 2, 1, 3))
+    if slots * width <= MOST_PIECES:
+        for slot in range(slots):
+            for place in range(width):
+                piece = new[slot : slot + 1, :, place : place + 1]
+                old = ops.slice_update(old, (slot, 0, places[slot, place], 0), piece)
+        return old
+    # What each place of the cache gets, if anything.
+    offsets = ops.arange(old.shape[2], dtype="int32")[None, :] - places[:, :1]
+    spread = ops.take_along_axis(new, ops.clip(offsets, 0, width - 1)[:, None, :, None], axis=2)
+    inside = ops.logical_and(offsets >= 0, offsets < width)
+    return ops.where(inside[:, None, :, None], spread, old)
 
 
 def read_slot(cache, slot):
@@ -52,9 +73,9 @@ def write_slot(cache, row, slot):
     """The cache with one slot's beginning replaced by what `row`, a cache of one slot, holds."""
 
     def put(old, new):
-        new = new[:, : old.shape[1]]
+        new = new[:, :, : old.shape[2]]
         if keras.backend.backend() == "torch":
-            old[:, : new.shape[1]].index_copy_(0, slot.reshape(1).long(), new)
+            old[:, :, : new.shape[2]].index_copy_(0, slot.reshape(1).long(), new)
             return old
         return ops.slice_update(old, (slot, 0, 0, 0), new)
 
@@ -70,7 +91,7 @@ def merge(cache, new, chosen):
     """The cache with the beginning of the chosen slots, (slots,) bool, replaced by that of `new`."""
 
     def put(old, fresh):
-        fresh = ops.pad(fresh, ((0, 0), (0, old.shape[1] - fresh.shape[1]), (0, 0), (0, 0)))
+        fresh = ops.pad(fresh, ((0, 0), (0, 0), (0, old.shape[2] - fresh.shape[2]), (0, 0)))
         return ops.where(chosen[:, None, None, None], fresh, old)
 
     return [tuple(put(x, y) for x, y in zip(pair, other)) for pair, other in zip(cache, new)]

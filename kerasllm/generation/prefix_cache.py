@@ -62,8 +62,8 @@ class PrefixCache:
         self.hits += known
         self.misses += len(tokens) - known
         if found:
-            fill = [(0, 0), (0, slots.length - known), (0, 0), (0, 0)]  # One shape, whatever was found.
-            row = [tuple(np.pad(np.concatenate(parts, axis=1), fill) for parts in zip(*layer)) for layer in zip(*found)]
+            fill = [(0, 0), (0, 0), (0, slots.length - known), (0, 0)]  # One shape, whatever was found.
+            row = [tuple(np.pad(np.concatenate(parts, axis=2), fill) for parts in zip(*layer)) for layer in zip(*found)]
             slots.cache = slots.programs.write_slot(slots.cache, row, np.int32(slot))
             slots.positions[slot] = known
         return known
@@ -79,7 +79,7 @@ class PrefixCache:
             if key in self._blocks:
                 continue
             place = slice(count * BLOCK, (count + 1) * BLOCK)
-            block = [tuple(x[:, place].copy() for x in pair) for pair in row]
+            block = [tuple(x[:, :, place].copy() for x in pair) for pair in row]
             self._blocks[key] = block
             self.num_bytes += _size(block)
         while self.num_bytes > self.max_bytes:

@@ -92,21 +92,24 @@ class Programs:
         arguments = {
             "positions": places,
             "attention_mask": mask[:, None],
-            "cache": cache,
-            "update_cache": lambda old, new: caches.write(old, new, places),
+            "cache": [caches.swap(pair) for pair in cache],
+            "update_cache": lambda old, new: caches.swap(caches.write(caches.swap(old), new, places)),
             "training": False,
         }
         network = self.model.transformer
-        if not self.has_encoder:
-            return network(token_ids, **arguments)
-        pairs, lengths = source
-        source_mask = _before(lengths, caches.length_of(pairs))
-        return network.decode(token_ids, [tuple(pair) for pair in pairs], source_mask, **arguments)
+        if self.has_encoder:
+            pairs, lengths = source
+            source_mask = _before(lengths, caches.length_of(pairs))
+            pairs = [caches.swap(pair) for pair in pairs]
+            hidden, cache = network.decode(token_ids, pairs, source_mask, **arguments)
+        else:
+            hidden, cache = network(token_ids, **arguments)
+        return hidden, [caches.swap(pair) for pair in cache]
 
     def _encode(self, token_ids, lengths):
         network = self.model.transformer
         hidden = network.encode(token_ids, _before(lengths, token_ids.shape[1]), training=False)
-        return network.decoder.project_source(hidden)
+        return [caches.swap(pair) for pair in network.decoder.project_source(hidden)]
 
     def _extend(self, cache, token_ids, positions, source):
         return self._hidden(cache, token_ids, positions, source)[1]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kerasllm.generation import cache as caches
 from kerasllm.generation.programs import Programs
 
 SMALLEST_BUCKET = 16
@@ -54,7 +55,7 @@ class Slots:
         if not rows or not self.programs.has_encoder:
             return
         pairs, lengths = self.source
-        room = pairs[0][0].shape[1]
+        room = caches.length_of(pairs)
         width = bucket(max(map(len, rows.values())), room, SMALLEST_BUCKET)
         for slot, ids in rows.items():
             lengths[slot] = len(ids)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import torch
 
+from kerasllm.generation.cache import length_of
 from kerasllm.generation.compiled import to_tensor
 from kerasllm.generation.sampling import choose
 
@@ -38,7 +39,7 @@ def _loop(step, cache, tokens, positions, source, ends, next_tokens):
     from kerasllm.generation.programs import CHUNK
 
     made = np.zeros((len(tokens), CHUNK), "int32")
-    running, count, last = ends["running"].copy(), 0, cache[0][0].shape[1] - 1
+    running, count, last = ends["running"].copy(), 0, length_of(cache) - 1
     stops, least, limit = ends["stops"], int(ends["least"]), int(ends["limit"])
     # The recorded step writes into the cache; what is fed to it goes in and out by the same two places.
     run, flat = step.bind(to_tensor(tokens), to_tensor(np.array(positions)), cache, source)
