@@ -47,8 +47,26 @@ class SamplerName(StrEnum):
     mirostat = "mirostat"
 
 
+class MethodName(StrEnum):
+    """The methods of `finetune`."""
+
+    full = "full"
+    last_n = "last-n"
+    features = "features"
+    lora = "lora"
+    dora = "dora"
+    adapter = "adapter"
+    prompt = "prompt"
+    prefix = "prefix"
+    ia3 = "ia3"
+    bitfit = "bitfit"
+
+
 BackendOption = Annotated[
     Backend | None, typer.Option("--backend", help="Keras backend; KERAS_BACKEND, else Keras's own choice.")
+]
+AdapterOption = Annotated[
+    Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter's directory, from `finetune`.")
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A saved model's directory.")]
 
@@ -99,20 +117,33 @@ def train(
 @command
 def finetune(
     directory: ModelArgument,
-    task: Annotated[str, typer.Option(help="What is learned: classify, embed, seq2seq, causal-lm, masked-lm …")],
+    task: Annotated[str, typer.Option(help="What is learned: causal, masked, seq2seq, classify, instruct, embed …")],
     data: Annotated[str, typer.Option(help="Text, or a table of pairs: a file, folder, glob, hf: or builtin:NAME.")],
-    output: Annotated[Path | None, typer.Option(help="Run directory.  [default: DIR-TASK]")] = None,
+    method: Annotated[MethodName, typer.Option(help="What is trained: all of it, its last blocks, or an adapter.")] = (
+        MethodName.full
+    ),
+    output: Annotated[Path | None, typer.Option(help="Run directory.  [default: DIR-TASK-METHOD]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A value of the recipe: steps=500.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A value of the recipe: steps=500, rank=4.")
     ] = None,
     backend: BackendOption = None,
 ) -> None:
-    """Train a saved model further, on a task of yours."""
-    from kerasllm.training.recipe import FINETUNING, Recipe, override
+    """Train a saved model further, on a task of yours: the whole of it, or an adapter beside it."""
+    from kerasllm.training.recipe import FINETUNING, METHODS, Recipe, override
 
-    output = output or directory.with_name(f"{directory.name}-{task}")
-    values = {"name": output.name, "task": task, "start_from": str(directory), **FINETUNING, "data": {"source": data}}
+    task = {"causal": "causal-lm", "masked": "masked-lm"}.get(task, task)
+    method = method.value
+    output = output or directory.with_name("-".join([directory.name, task, *([method] if method != "full" else [])]))
+    values = {
+        "name": output.name,
+        "task": task,
+        "start_from": str(directory),
+        # Features are kept of rows that stay the same.
+        "data": {"source": data, "packing": "documents" if method == "features" else "stream"},
+        "tuning": {"method": method},
+        "training": {**FINETUNING, "learning_rate": METHODS[method]},
+    }
     _train(Recipe.from_dict(override(values, set_ or ())), output, resume, None, backend)
 
 
@@ -144,6 +175,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text at which to stop.")] = None,
     truncation: Annotated[bool, typer.Option("--truncation", help="Let the context slide.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print as it is written.")] = False,
+    adapter: AdapterOption = None,
     backend: BackendOption = None,
 ) -> None:
     """Continue a text, or answer it with a model that has an encoder."""
@@ -153,6 +185,8 @@ def generate(
 
     has_encoder = read_config(directory)[1].num_encoder_layers > 0
     model = (kerasllm.Seq2SeqLM if has_encoder else kerasllm.CausalLM).from_preset(directory)
+    if adapter is not None:
+        model.load_adapter(adapter)
     if max_new_tokens is None and not has_encoder:
         max_new_tokens = 100
     answer = model.generate(
@@ -299,6 +333,32 @@ def evaluate(
     model.compile()
     results = model.evaluate(dataset, return_dict=True, verbose=0)
     _print_table(data, {"tokens": f"{len(shards):,}", **{k: f"{v:.4f}" for k, v in results.items()}})
+
+
+@command
+def quantize(
+    directory: ModelArgument,
+    eval_: Annotated[str, typer.Option("--eval", help="Text to compare on: a file, folder, glob, or builtin:NAME.")],
+    mode: Annotated[str, typer.Option(help="int8, int4, gptq, awq or float8.")] = "int8",
+    output: Annotated[Path | None, typer.Option(help="Where the model goes.  [default: DIR-MODE]")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Layers to keep in float, such as 'block_0.*'.")] = None,
+    embeddings: Annotated[bool, typer.Option(help="Quantize the token embedding and head, too.")] = True,
+    group_size: Annotated[int | None, typer.Option(help="Inputs that share a scale, in int4, gptq and awq.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Text that gptq and awq look at.")] = None,
+    search: Annotated[
+        float | None, typer.Option(help="Mix int4 and int8, for at most this rise of perplexity: 0.01 is 1 %.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="What makes tokens: auto, keras or llama.cpp.")] = "auto",
+    backend: BackendOption = None,
+) -> None:
+    """Make a model smaller, and measure what it cost and brought."""
+    _use(backend)
+    from kerasllm.compression.command import quantize_directory
+
+    output = output or directory.with_name(f"{directory.name}-{'mixed' if search else mode}")
+    options = {"keep": keep or (), "embeddings": embeddings, "group_size": group_size, "calibration": calibration}
+    rows = quantize_directory(directory, output, eval_, mode, options, search, engine)
+    _print_table(f"{directory} → {output}", rows)
 
 
 @command

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from kerasllm.chat.messages import check_messages
 from kerasllm.chat.tokens import encode_prompt, stop_token_ids
 from kerasllm.generation.engine import Engine
-from kerasllm.generation.pieces import Pieces
+from kerasllm.generation.pieces import REPLACEMENT, Pieces
 from kerasllm.generation.prefix_cache import PrefixCache
 from kerasllm.generation.requests import Request
 from kerasllm.generation.sampling import Sampler
@@ -34,7 +34,8 @@ def answers(model, conversations: Sequence[list[dict]], max_new_tokens: int = 10
     tokenizer = tokenizer_of(model)
     prompts = [encode_prompt(tokenizer, messages) for messages in conversations]
     options = {"stop_token_ids": stop_token_ids(tokenizer), "strip_prompt": True, **options}
-    return [tokenizer.decode(ids) for ids in model.generate(prompts, max_new_tokens, **options)]
+    made = model.generate(prompts, max_new_tokens, **options)
+    return [tokenizer.decode(ids).rstrip(REPLACEMENT) for ids in made]  # It may have ended in half a character.
 
 
 class Chat:
@@ -46,8 +47,8 @@ class Chat:
     Args:
         model: a `CausalLM` with a tokenizer.
         system: the system message; none when left out.
-        max_new_tokens: of an answer at the most, and so the room that is kept for it; half of the model's context
-            when that is less.
+        max_new_tokens: of an answer at the most, and so the room that is kept for it; a quarter of the model's
+            context when that is less.
         sampler: a `Sampler`; greedy when left out.
 
     Attributes:
@@ -55,7 +56,7 @@ class Chat:
         dropped: messages that the latest answer was made without, because they no longer fit.
 
     Raises:
-        ValueError: the model has no tokenizer, or neither a chat template nor an end token.
+        ValueError: the model has an encoder, no tokenizer, or neither a chat template nor an end token.
 
     Example:
 
@@ -69,9 +70,11 @@ class Chat:
     def __init__(self, model, system: str | None = None, max_new_tokens: int = 256, sampler: Sampler | None = None):
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` must be a whole number above 0. Received: {max_new_tokens!r}")
+        if model.config.num_encoder_layers:
+            raise ValueError("A chat needs a model without an encoder, a CausalLM. Use a Seq2SeqLM's `generate`.")
         self.tokenizer = tokenizer_of(model)
         self.limit = model.config.max_sequence_length
-        self.max_new_tokens = min(max_new_tokens, max(1, self.limit // 2))
+        self.max_new_tokens = min(max_new_tokens, max(1, self.limit // 4))
         self.sampler = sampler or Sampler(temperature=0.0)
         self.stop_token_ids = frozenset(stop_token_ids(self.tokenizer))
         self.engine = Engine(model, slots=1, prefix_cache=PrefixCache())

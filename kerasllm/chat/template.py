@@ -24,7 +24,7 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 MAX_CHARACTERS = 1 << 22  # of a rendered conversation
-MAX_STEPS = 1_000_000  # turns of loops and calls in one rendering: a second or two
+MAX_STEPS = 200_000  # turns of loops and calls in one rendering: a second or two
 
 # Unicode's noncharacters, which no text has: they go around what `{% generation %}` encloses.
 BEGIN, END = "\ufdd0", "\ufdd1"

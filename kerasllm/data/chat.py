@@ -162,8 +162,8 @@ def conversation_shards(
         else:
             dropped += 1
     told = (
-        f"{cut} responses in {total} conversations are cut by the limit of {sequence_length} tokens, and {dropped} "
-        "conversations have nothing left to learn from. Use a larger `sequence_length`."
+        f"The limit of {sequence_length} tokens cuts responses: {cut} in {total} conversations, of which {dropped} are "
+        "dropped, with none left to learn from. Use a larger `sequence_length`, if the model's context allows it."
     )
     if not documents:
         raise ValueError(told)

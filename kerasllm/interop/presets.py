@@ -13,6 +13,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kerasllm.compression.quantized_files import KEY as QUANTIZATION
+from kerasllm.compression.quantized_files import describe, give_up, make_shells, read_section, stored_variables
 from kerasllm.config import TransformerConfig
 from kerasllm.files import written_aside
 from kerasllm.interop import bert, electra, gpt2, llama, own, t5
@@ -22,6 +24,7 @@ from kerasllm.interop.tasks import LABELLING, TASKS, check_task, count_labels, r
 from kerasllm.interop.tokenizer_files import has_tokenizer
 from kerasllm.interop.weight_files import (
     DTYPES,
+    INTEGERS,
     Tensor,
     find_tensors,
     fresh_copy,
@@ -29,7 +32,7 @@ from kerasllm.interop.weight_files import (
     stale_files,
     write_tensors,
 )
-from kerasllm.tokenizers import Tokenizer
+from kerasllm.tokenizers import CHAT_TEMPLATE_FILE, Tokenizer
 
 FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in (gpt2, bert, electra, t5, llama, own)}
 MAX_JSON_BYTES = 1 << 20
@@ -39,12 +42,16 @@ HALVES = {"BF16": "bfloat16", "F16": "float16"}
 def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> None:
     """See `LanguageModel.save_to_preset`."""
     task = task_of(type(model))
-    family = next((f for f in FAMILIES.values() if f.covers(model, task)), own.FAMILY)
+    quantization = describe(model)
+    family = next((f for f in FAMILIES.values() if f.covers(model, task) and not quantization), own.FAMILY)
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"A file is in the way of the directory to save to: {str(directory)!r}")
     variables = variables_by_path(model)
     table = {**family.tensors(model.config), **head_table(family, task, model.config)}
+    if quantization:
+        variables = stored_variables(model, [path for paths in table.values() for path in paths])
+        table = {path.replace("/", "."): [path] for path in variables}
     sizes = {name: sum(_num_bytes(variables[_plain(path)]) for path in paths) for name, paths in table.items()}
     tokens = _special_tokens(model.tokenizer)
     config = {
@@ -54,6 +61,7 @@ def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> No
         **tokens,
         **family.to_hf(model.config),
         **write_options(model),
+        **({QUANTIZATION: quantization} if quantization else {}),
     }
     generation = {key: config[key] for key in (*tokens, "decoder_start_token_id") if key in config}
     # All files are written and on the disk before the first takes its place: what can fail comes first.
@@ -71,6 +79,8 @@ def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> No
     (directory / ".preset").rmdir()
     for path in stale_files(directory, written):
         path.unlink()
+    if model.tokenizer is not None:  # whose config has the template; an earlier file would win over it
+        (directory / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
 
 
 def load_preset(cls, directory, dtype=None, **options):
@@ -93,6 +103,8 @@ def load_preset(cls, directory, dtype=None, **options):
         values.pop("id2label", None)
     options = read_options(values, cls, options)
 
+    if QUANTIZATION in values:
+        return _load_quantized(cls, directory, values[QUANTIZATION], config, tensors, dtype, options)
     table = {**family.tensors(config), **head}
     fresh = _check_names(table, tensors, family, config, directory)
     table = {name: paths for name, paths in table.items() if name not in fresh}
@@ -101,16 +113,69 @@ def load_preset(cls, directory, dtype=None, **options):
     for name, paths in table.items():
         _check_tensor(name, tensors[name], paths, shapes)
         sources |= {_plain(path): _source(tensors[name], paths, path, shapes) for path in paths}
+    _warn_of(fresh, architecture, task, directory)
+    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
+    dtype = dtype or _dtype_of(tensors[name] for name in table)
+    return _filled(lambda: cls(config, tokenizer=tokenizer, dtype=dtype, **options), sources)
+
+
+def _load_quantized(cls, directory: Path, section, config, tensors, dtype, options):
+    """A model that was quantized when it was saved: its float weights never exist."""
+    schemes = read_section(section)
+    dtype = dtype or _dtype_of(tensor for tensor in tensors.values() if tensor.dtype in DTYPES)
+    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
+    sources = {name.replace(".", "/"): lambda t=tensor: fresh_copy(t.read()) for name, tensor in tensors.items()}
+
+    def make():
+        model = cls(config, tokenizer=tokenizer, dtype=dtype, **options)
+        try:
+            make_shells(model, schemes, own.FRESH)
+            _check_quantized(model, tensors, directory)
+        except ValueError:
+            give_up(model)
+            raise
+        return model
+
+    return _filled(make, sources)
+
+
+def _check_quantized(model, tensors, directory: Path) -> None:
+    """The file has the weights that the model has, in their shapes and types; heads of other tasks may be missing."""
+    expected = {path.replace("/", "."): variable for path, variable in variables_by_path(model).items()}
+    fresh = [s for s in own.FRESH if not any(name.startswith(s) for name in tensors)]
+    missing = [name for name in expected if name not in tensors]
+    lacking = [name for name in missing if not name.startswith(tuple(fresh))]
+    if lacking:
+        raise ValueError(f"{str(directory)!r} lacks {_some(lacking)}.")
+    extra = [name for name in tensors if name not in expected and not name.startswith(own.FRESH)]
+    if extra:
+        raise ValueError(f"{str(directory)!r} has tensors the config knows nothing of: {_some(extra)}.")
+    for name, variable in expected.items():
+        tensor, is_whole = tensors.get(name), "int" in variable.dtype
+        if tensor is None:
+            continue
+        dtypes = [key for key, kind in INTEGERS.items() if kind == variable.dtype] if is_whole else [*DTYPES]
+        if tensor.dtype not in dtypes or tensor.shape != tuple(variable.shape):
+            raise ValueError(
+                f"{name!r} in {str(tensor.path)!r} is {tensor.dtype} {tensor.shape}, and config.json says "
+                f"{' or '.join(dtypes)} {tuple(variable.shape)}."
+            )
+    _warn_of(missing, "quantized model", task_of(type(model)), directory)
+
+
+def _warn_of(fresh: list[str], architecture: str, task: str, directory: Path) -> None:
     if fresh:
         warnings.warn(
             f"{str(directory)!r} holds a {architecture}, which lacks {_some(fresh)}: these weights of the {task} start "
             "new, and are to be trained.",
-            stacklevel=3,
+            stacklevel=4,
         )
-    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
-    dtypes = {tensors[name].dtype for name in table}
-    dtype = dtype or (HALVES.get(*dtypes) if len(dtypes) == 1 else None)
-    return _filled(lambda: cls(config, tokenizer=tokenizer, dtype=dtype, **options), sources)
+
+
+def _dtype_of(tensors) -> str | None:
+    """The dtype policy of a model whose weights are all of one half-size type."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    return HALVES.get(*dtypes) if len(dtypes) == 1 else None
 
 
 def read_config(directory) -> tuple[Family, TransformerConfig]:

@@ -15,6 +15,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_INDEX_BYTES = 1 << 26  # An index has a line for each tensor.
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "F64": np.dtype("float64")}
 DTYPES["BF16"] = np.dtype(ml_dtypes.bfloat16)
+INTEGERS = {"I8": np.dtype("int8"), "U8": np.dtype("uint8")}  # of quantized weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Tensor:
 
     def read(self) -> np.ndarray:
         """The tensor as a map of the file, which takes memory while it is looked at."""
-        return np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)
+        return np.memmap(self.path, (DTYPES | INTEGERS)[self.dtype], "r", self.offset, self.shape)
 
 
 def find_tensors(directory: Path) -> dict[str, Tensor]:
@@ -94,7 +95,7 @@ def write_tensors(directory: Path, sizes: dict[str, int], make: Callable[[str], 
     shards = _shards(sizes, max_shard_bytes)
     files = [SINGLE] if len(shards) == 1 else [_shard_file(i, len(shards)) for i in range(len(shards))]
     for file, names in zip(files, shards):
-        weights = {name: np.ascontiguousarray(make(name)) for name in names}
+        weights = {name: np.asarray(make(name), order="C") for name in names}
         safetensors.numpy.save_file(weights, directory / file, metadata={"format": "pt"})
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards) for name in names}
@@ -137,7 +138,8 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     tensors = {}
     for name, entry in header.items():
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        fills = dtype not in DTYPES or stop - start == math.prod(shape) * DTYPES[dtype].itemsize
+        known = (DTYPES | INTEGERS).get(dtype)
+        fills = known is None or stop - start == math.prod(shape) * known.itemsize
         if not fills or 8 + length + stop > path.stat().st_size:
             raise ValueError(f"{str(path)!r} is damaged: {name!r} does not fill its place.")
         tensors[name] = Tensor(path, dtype, shape, 8 + length + start)

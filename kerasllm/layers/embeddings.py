@@ -9,6 +9,7 @@ from kerasllm.config import TransformerConfig
 from kerasllm.layers.inner import inner
 from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import sinusoidal_table
+from kerasllm.layers.quantized import float_head
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -139,10 +140,7 @@ class TokenEmbedding(keras.layers.Layer):
 
     def head_kernel(self):
         """(hidden_dim, vocabulary_size)."""
-        embedding = self.tokens
-        if embedding.tie_weights:
-            return ops.transpose(ops.cast(embedding.embeddings, self.compute_dtype))
-        return ops.cast(embedding.reverse_embeddings, self.compute_dtype)
+        return ops.cast(float_head(self.tokens), self.compute_dtype)
 
     def logits(self, hidden):
         """(…, hidden_dim) → (…, vocabulary_size)."""

@@ -31,9 +31,14 @@ def rotary_tables(
     Reference: Su et al. (2021), "RoFormer", in the rotate-half layout of Llama's published weights; Chen et al.
     (2023), "Extending Context Window of Large Language Models via Positional Interpolation", for "linear".
     """
-    rates = _scaled(theta ** (-np.arange(0, head_dim, 2, dtype="float64") / head_dim), scaling)
+    rates = rotary_rates(head_dim, theta, scaling)
     angles = np.arange(length)[:, None] * rates[None, :]
     return np.cos(angles).astype("float32"), np.sin(angles).astype("float32")
+
+
+def rotary_rates(head_dim: int, theta: float, scaling: dict | None = None) -> np.ndarray:
+    """Radians a position, of each pair of a head, (head_dim / 2,)."""
+    return _scaled(theta ** (-np.arange(0, head_dim, 2, dtype="float64") / head_dim), scaling)
 
 
 def _scaled(rates: np.ndarray, scaling: dict | None) -> np.ndarray:

@@ -73,6 +73,7 @@ class Stack(keras.layers.Layer):
         source_mask: (batch, keys), True on the source's real tokens.
         cache: list of a (key, value) pair a layer, with `update_cache` as in `Attention`.
         trace: also return what happened inside.
+        start, stop: which blocks are run; all when left out. A `stop` leaves out the final norm, too.
 
     Returns:
         hidden states (batch, length, hidden_dim), after the final norm.
@@ -123,6 +124,8 @@ class Stack(keras.layers.Layer):
         cache=None,
         update_cache=None,
         trace=False,
+        start=0,
+        stop=None,
         training=None,
     ):
         length = ops.shape(x)[1]
@@ -140,7 +143,7 @@ class Stack(keras.layers.Layer):
             arguments["source_mask"] = ops.cast(source_mask, "bool")[:, None, None, :]
 
         hidden_states, attentions, cross_attentions, new_cache = [x], [], [], []
-        for i, block in enumerate(self.blocks):
+        for i, block in list(enumerate(self.blocks))[start:stop]:
             if self.cross_attention:
                 arguments["source"] = source[i] if isinstance(source, list) else source
             if update_cache is not None:
@@ -154,7 +157,7 @@ class Stack(keras.layers.Layer):
                 cross_attentions += cross
             else:
                 x = inner(block, x, **arguments)
-        if self.config.norm_position == "pre":
+        if self.config.norm_position == "pre" and stop is None:
             x = inner(self.final_norm, x)
         if update_cache is not None:
             return x, new_cache

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasllm.compression.mixin import Quantizable
 from kerasllm.config import TransformerConfig
 from kerasllm.layers.inner import inner
 from kerasllm.losses import check_loss_options, linear_cross_entropy
@@ -29,7 +30,7 @@ class Trace(NamedTuple):
     logits: object
 
 
-class LanguageModel(Adaptable, keras.Model):
+class LanguageModel(Quantizable, Adaptable, keras.Model):
     """A Transformer with a task. Not used by itself: see `CausalLM`, `MaskedLM`, `Seq2SeqLM`.
 
     A task says which inputs it reads (`input_keys`), how it reads texts and arrays (`as_inputs`, `row_data`) and,

@@ -27,6 +27,9 @@ class Transformer(Stack):
         prefix_lengths: (batch,) integer: so many tokens at the start are seen by all others, even in a causal model.
         cache: list of a (key, value) pair a layer, with `update_cache` as in `Attention`; then `attention_mask` says
             which cached keys each query sees, (batch, 1, length, keys).
+        features: (batch, length, hidden_dim), what the embedding and the first `feature_blocks` blocks, which are
+            then left out, made of these tokens before; see `kerasllm.tuning.cache_features`.
+        stop: as in `Stack`.
         trace: also return what happened inside.
 
     Returns:
@@ -39,6 +42,8 @@ class Transformer(Stack):
     hidden = network(numpy.zeros((2, 10), "int32"))  # (2, 10, 128)
     ```
     """
+
+    feature_blocks = 0
 
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
@@ -68,17 +73,25 @@ class Transformer(Stack):
         attention_mask=None,
         cache=None,
         update_cache=None,
+        features=None,
+        stop=None,
         trace=False,
         training=None,
     ):
         check_length(token_ids, self.config)
+        if features is None:
+            x, start = inner(self.embedding, token_ids, positions, segment_ids, training=training), 0
+        else:
+            x, start = ops.cast(features, self.compute_dtype), self.feature_blocks
         return super().call(
-            inner(self.embedding, token_ids, positions, segment_ids, training=training),
+            x,
             Visibility(padding_mask, document_ids, prefix_lengths, attention_mask),
             positions=positions,
             cache=cache,
             update_cache=update_cache,
             trace=trace,
+            start=start,
+            stop=stop,
             training=training,
         )
 

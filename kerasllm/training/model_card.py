@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kerasllm.training.plots import read_metrics
-from kerasllm.training.recipe import Recipe
+from kerasllm.training.recipe import WHOLE_MODEL, Recipe
 from kerasllm.training.tasks import FIGURES, TASKS
 
 CARD = """---
@@ -20,7 +20,7 @@ pipeline_tag: {pipeline}
 ```python
 import kerasllm
 
-model = kerasllm.{task}.from_preset("{name}")  # the path of this directory
+{load}
 {usage}
 ```
 
@@ -51,6 +51,11 @@ correct or safe.
 # Hugging Face's name of what the model does, and a line that does it.
 USAGE = {
     "CausalLM": ("text-generation", "print(model.generate({text!r}, max_new_tokens=40, sampler='top_p', seed=0))"),
+    "Chat": (
+        "text-generation",
+        "from kerasllm.chat.session import answers\n\n"
+        "print(answers(model, [[{{'role': 'user', 'content': {text!r}}}]]))",
+    ),
     "Seq2SeqLM": ("text2text-generation", "print(model.generate({text!r}))"),
     "MaskedLM": ("fill-mask", "print(model.predict_masks({text!r} + ' [MASK]'))"),
     "PairedMaskedLM": ("fill-mask", "print(model.predict_masks({text!r} + ' [MASK]'))"),
@@ -74,12 +79,12 @@ def model_card(recipe: Recipe, model, output: Path, mfu_denominator: str | None 
     source = source if source.startswith(("builtin:", "hf:")) else Path(source).name
     recipe = replace(recipe, data=replace(recipe.data, source=source))
     config, task = model.config, type(model).__name__
-    pipeline, usage = USAGE[task]
+    pipeline, usage = USAGE["Chat" if TASKS[recipe.task].conversations else task]
     text = (recipe.training.sample_prompt or "").strip() or "The"
     began = "from random weights" if recipe.start_from is None else f"from {Path(recipe.start_from).name}"
     return CARD.format(
         pipeline=pipeline,
-        task=task,
+        load=_load(recipe, task, getattr(model, "labels", None), output.name),
         usage=usage.format(text=text),
         name=output.name,
         description=recipe.description,
@@ -91,6 +96,18 @@ def model_card(recipe: Recipe, model, output: Path, mfu_denominator: str | None 
         figures="\n".join(f"| {name} | {value} |" for name, value in _figures(recipe, output, mfu_denominator)),
         data=(f"`{source}`; {recipe.data.validation_fraction:.0%} of it, the end, was kept for validation."),
         recipe=recipe.to_yaml(),
+    )
+
+
+def _load(recipe: Recipe, task: str, labels: list[str] | None, name: str) -> str:
+    """The lines of Python that open the model, or the adapter."""
+    if recipe.tuning.method in WHOLE_MODEL:
+        return f'model = kerasllm.{task}.from_preset("{name}")  # the path of this directory'
+    base = Path(recipe.start_from).name
+    options = f", labels={labels!r}" if labels else ""
+    return (
+        f'model = kerasllm.{task}.from_preset("{base}"{options})  # the path of the base\n'
+        f'model.load_adapter("{name}")  # the path of this directory'
     )
 
 

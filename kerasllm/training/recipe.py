@@ -15,8 +15,22 @@ from kerasllm.training.schema import build, limited, near
 from kerasllm.training.tasks import TASKS
 
 MAX_BYTES = 1 << 16
-# What fine-tuning does unless told otherwise: a small rate, few steps.
-FINETUNING = {"training": {"steps": 500, "evaluate_every": 100, "learning_rate": 1e-4, "warmup_steps": 50}}
+# What fine-tuning does unless told otherwise: few steps, and the learning rate of `METHODS`.
+FINETUNING = {"steps": 500, "evaluate_every": 100, "warmup_steps": 50}
+# How a saved model is trained further, with a learning rate that usually suits: fewer weights bear a higher one.
+METHODS = {
+    "full": 1e-4,
+    "last-n": 3e-4,
+    "features": 1e-3,
+    "lora": 1e-3,
+    "dora": 1e-3,
+    "adapter": 1e-3,
+    "prompt": 1e-2,
+    "prefix": 1e-2,
+    "ia3": 1e-2,
+    "bitfit": 3e-3,
+}
+WHOLE_MODEL = ("full", "last-n", "features")  # These save a model, and the others an adapter.
 TOKENIZER_KINDS = ("char", "byte", "bpe", "wordpiece", "unigram")
 DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
 
@@ -112,6 +126,33 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What is trained of a model that training starts from; see `kerasllm.tuning`.
+
+    Attributes:
+        method: "full" is all of it, "last-n" its last blocks, "features" what is above the blocks and the last blocks,
+            from cached outputs of those below; the others are adapters, which are saved alone.
+        rank, alpha: of "lora" and "dora".
+        targets: of adapters: patterns of layers' names, with commas; what the method's paper chose when left out.
+        prompt_length: of "prompt" and "prefix", in tokens.
+        bottleneck_dim: of "adapter".
+        trained_blocks: of "last-n" and "features".
+        layer_decay: each block's learning rate is this times that of the one above it; 1 for none.
+        anchor: strength of the pull back to the weights at the start, see `kerasllm.tuning.anchor`; 0 for none.
+    """
+
+    method: str = limited("full", choices=tuple(METHODS))
+    rank: int = limited(8, least=1)
+    alpha: float = limited(16.0, least=0)
+    targets: str | None = None
+    prompt_length: int = limited(16, least=1)
+    bottleneck_dim: int = limited(16, least=1)
+    trained_blocks: int = limited(1, least=0)
+    layer_decay: float = limited(1.0, least=0)
+    anchor: float = limited(0.0, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """A whole training run.
 
@@ -123,6 +164,7 @@ class Recipe:
         start_from: a model's directory, whose weights, sizes and tokenizer training starts from; `tokenizer` and
             `model` then say nothing.
         data, tokenizer, training: see `Data`, `Vocabulary`, `Training`.
+        tuning: what of `start_from` is trained, see `Tuning`.
         model: `name`, one of the named sizes, and any field of `TransformerConfig`. Unless they are given,
             the vocabulary size is the tokenizer's, and the context `data.sequence_length`.
 
@@ -138,6 +180,7 @@ class Recipe:
     data: Data = dataclasses.field(default_factory=Data)
     tokenizer: Vocabulary = dataclasses.field(default_factory=Vocabulary)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tuning: Tuning = dataclasses.field(default_factory=Tuning)
     training: Training = dataclasses.field(default_factory=Training)
 
     def __post_init__(self):
@@ -161,6 +204,8 @@ class Recipe:
                     f"Received: start_from={self.start_from!r}"
                 )
             return
+        if self.tuning != Tuning():
+            raise ValueError("`tuning` is of a model that training starts from: say which with `start_from`.")
         # Any vocabulary size will do to find out whether the rest of the model makes sense.
         config = self.config(self.tokenizer.vocabulary_size or 256)
         writes_target = TASKS[self.task].model == "Seq2SeqLM"
@@ -213,6 +258,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "data": tuple(f.name for f in dataclasses.fields(Data)),
     "tokenizer": tuple(f.name for f in dataclasses.fields(Vocabulary)),
     "model": ("name", *(f.name for f in dataclasses.fields(TransformerConfig))),
+    "tuning": tuple(f.name for f in dataclasses.fields(Tuning)),
     "training": tuple(f.name for f in dataclasses.fields(Training)),
 }
 

@@ -21,8 +21,12 @@ from kerasllm.training.checkpoint import Checkpoint, latest
 from kerasllm.training.model_card import model_card
 from kerasllm.training.optimizers import OPTIMIZERS
 from kerasllm.training.plots import plot_curves
-from kerasllm.training.recipe import Recipe, differing_keys, load_recipe
+from kerasllm.training.recipe import WHOLE_MODEL, Recipe, differing_keys, load_recipe
 from kerasllm.training.tasks import TASKS, fit_arguments, model_options, split_pairs
+from kerasllm.tuning.features import cache_features
+from kerasllm.tuning.forgetting import release
+from kerasllm.tuning.freezing import trained
+from kerasllm.tuning.methods import ADAPTER, prepare, with_rates
 
 
 def train(
@@ -34,7 +38,8 @@ def train(
 ) -> LanguageModel:
     """Trains a model as a recipe says, and writes a run directory.
 
-    The directory has the model as `save_to_preset` writes it, with its last weights, and `recipe.yaml`,
+    The directory has the model as `save_to_preset` writes it, with its last weights, or the adapter that was
+    trained, as `save_adapter` writes it, and `recipe.yaml`,
     `metrics.jsonl`, `curves.png`, `samples.txt`, `checkpoints/` and a model card, `README.md`. Nothing is
     written before the recipe, the text and the model have been checked.
 
@@ -77,18 +82,22 @@ def train(
         model = cls(config, tokenizer, dtype=recipe.training.dtype, **options)
     else:
         model = cls.from_preset(recipe.start_from, dtype=recipe.training.dtype, **options)
+        prepare(model, recipe.tuning)
         config = model.config
     tokenizer = model.tokenizer
     if task.conversations:
         tokenizer.chat_template = template_of(tokenizer)
     model.transformer.embedding.add_noise(recipe.training.neftune_alpha, recipe.training.seed)
-    model.compile(optimizer=_optimizer(recipe, model))
+    model.compile(optimizer=with_rates(_optimizer(recipe, model), model, recipe.tuning))
     if pairs is None:
-        train_data, validation_data = _text_data(recipe, tokenizer)
+        train_data, validation_data = _text_data(recipe, model)
     elif task.conversations:
         train_data, validation_data = _conversation_data(recipe, model, pairs, held_out)
     else:
         train_data, validation_data = _pair_data(recipe, model, pairs, held_out)
+    size = f"{len(train_data.shards):,} training tokens" if pairs is None else f"{len(pairs):,} examples"
+    if recipe.tuning.method == "features":
+        train_data = cache_features(model, train_data)
     # What Keras calls an epoch is, here, the steps between two evaluations.
     train_data.steps_per_epoch = recipe.training.steps_per_evaluation * recipe.training.accumulation
 
@@ -96,11 +105,13 @@ def train(
         aside.write_text(recipe.to_yaml(), encoding="utf-8")
     tokenizer.save_to_preset(output)
     console.print(
-        f"{recipe.name}: {config.num_parameters():,} parameters, "
-        + (f"{len(train_data.shards):,} training tokens, " if pairs is None else f"{len(pairs):,} examples, ")
-        + f"{recipe.training.steps:,} steps, {keras.backend.backend()}",
+        f"{recipe.name}: {config.num_parameters():,} parameters, {size}, {recipe.training.steps:,} steps, "
+        f"{keras.backend.backend()}",
         highlight=False,
     )
+    if recipe.start_from is not None:
+        counts = trained(model)
+        console.print(f"{recipe.tuning.method}: {counts.parameters:,} parameters are trained", highlight=False)
     if resume and (checkpoint := latest(output / "checkpoints")):
         console.print(f"Resuming from {checkpoint}", highlight=False)
 
@@ -117,7 +128,12 @@ def train(
     finally:
         progress.close()
 
-    model.save_to_preset(output)
+    if recipe.tuning.anchor:
+        release(model)
+    if recipe.tuning.method in WHOLE_MODEL:
+        model.save_to_preset(output)
+    else:
+        model.save_adapter(output, ADAPTER)
     _plot(output, console)
     with written_aside(output / "README.md") as aside:
         aside.write_text(model_card(recipe, model, output, throughput.mfu_denominator), encoding="utf-8")
@@ -166,13 +182,13 @@ def _tokenizer(recipe: Recipe, output: Path, pairs: list | None) -> Tokenizer:
     return Tokenizer.train(texts, vocabulary.kind, vocabulary.vocabulary_size, special_tokens)
 
 
-def _text_data(recipe: Recipe, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset | None]:
+def _text_data(recipe: Recipe, model: LanguageModel) -> tuple[TokenDataset, TokenDataset | None]:
     data, training = recipe.data, recipe.training
     train_data, validation_data = from_text(
         data.source,
-        tokenizer,
+        model.tokenizer,
         TASKS[recipe.task].objective,
-        sequence_length=data.sequence_length,
+        sequence_length=min(data.sequence_length, model.config.max_sequence_length),
         batch_size=data.batch_size,
         validation_fraction=data.validation_fraction,
         seed=training.seed,

@@ -7,6 +7,8 @@ import ml_dtypes
 import numpy as np
 
 SAMPLE = 64  # values of each weight
+# A new head, which begins at random and is in the adapter's files whole; what `anchor` keeps beside the model.
+NOT_THE_BASE = ("classifier/", "anchor/")
 
 
 def fingerprint(model: keras.Model) -> str | None:
@@ -16,6 +18,8 @@ def fingerprint(model: keras.Model) -> str | None:
     """
     digest = hashlib.sha256()
     for variable in model.weights:
+        if variable.path.startswith(NOT_THE_BASE):
+            continue
         if "int" in variable.dtype:
             return None
         size = int(np.prod(variable.shape))

@@ -3,6 +3,7 @@
 import keras
 
 from kerasllm.tuning.lora import LoRADelta
+from kerasllm.tuning.rates import scale_rates
 
 
 def lora_plus(optimizer: keras.optimizers.Optimizer, model: keras.Model, ratio: float = 16.0):
@@ -30,14 +31,4 @@ def lora_plus(optimizer: keras.optimizers.Optimizer, model: keras.Model, ratio: 
     faster = {id(delta.lora_b) for delta in deltas if delta.lora_b.trainable}
     if not faster:
         raise ValueError("The model has no LoRA that is trained. Add one before: model.add_adapter(name, LoRA(...)).")
-    update = optimizer._backend_update_step
-
-    def in_two_parts(grads, variables, learning_rate):
-        pairs = list(zip(grads, variables))
-        for chosen, rate in ((False, learning_rate), (True, learning_rate * ratio)):
-            part = [(g, v) for g, v in pairs if (id(v) in faster) is chosen]
-            if part:
-                update(*map(list, zip(*part)), rate)
-
-    optimizer._backend_update_step = in_two_parts
-    return optimizer
+    return scale_rates(optimizer, lambda variable: ratio if id(variable) in faster else 1.0)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 
-from kerasllm.tuning import model_adapters
+from kerasllm.tuning import freezing, model_adapters
 from kerasllm.tuning.lora import LoRA
 from kerasllm.tuning.settings import Settings
 
@@ -78,6 +78,20 @@ class Adaptable:
     def adapters(self) -> dict[str, Settings]:
         """The settings of the model's adapters, by name."""
         return model_adapters.adapters(self)
+
+    def freeze(self, *what: str) -> freezing.Trained:
+        """Takes layers out of training, by name or as "first n" or "last n" blocks; see `kerasllm.tuning.freeze`.
+
+        Example:
+        ```python
+        print(model.freeze("embedding", "first 4"))
+        ```
+        """
+        return freezing.freeze(self, *what)
+
+    def unfreeze(self, *what: str) -> freezing.Trained:
+        """Trains again what `freeze` took out; all of it when nothing is named."""
+        return freezing.unfreeze(self, *what)
 
     def fit(self, *arguments, **keywords):
         model_adapters.check_trainable(self)

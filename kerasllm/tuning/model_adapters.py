@@ -104,7 +104,7 @@ def add_adapter(model: keras.Model, name: str, settings: Settings) -> None:
     for part in parts:
         part.delta.attach()
     state.all[name] = Adapter(settings, gate, parts)
-    _forget_compiled(model)
+    forget_compiled(model)
     train_adapter(model, name)
 
 
@@ -117,7 +117,7 @@ def train_adapter(model: keras.Model, name: str) -> None:
             for variable in part.delta.trainable_parameters():
                 variable.trainable = other == name
     state.trained = name
-    _forget_compiled(model)
+    forget_compiled(model)
     set_adapter(model, name)
 
 
@@ -246,7 +246,7 @@ def delete_adapter(model: keras.Model, name: str) -> None:
     if not state.all:
         state.thaw()
         model._adapters = None
-    _forget_compiled(model)
+    forget_compiled(model)
 
 
 def adapters(model: keras.Model) -> dict[str, Settings]:
@@ -325,7 +325,7 @@ def _check_order(state: Adapters) -> None:
         raise ValueError(f"{on_input[0]!r} multiplies inputs, so it can only be merged alone. Active: {state.active}")
 
 
-def _forget_compiled(model) -> None:
+def forget_compiled(model) -> None:
     """What is compiled has the old variables; what was made for them is made anew when it is next needed."""
     model.train_function = model.test_function = model.predict_function = None
     if getattr(model, "_programs", None) is not None:

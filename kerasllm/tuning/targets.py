@@ -61,7 +61,7 @@ def select(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
     for pattern in patterns:
         found = {pattern} if pattern in names else {name for name in names if matches(pattern, name)}
         if not found:
-            raise ValueError(f"No layer matches the target {pattern!r}.{_near(pattern, names)}")
+            raise ValueError(f"No layer matches the target {pattern!r}.{near_names(pattern, names)}")
         chosen |= found
     return [name for name in names if name in chosen]
 
@@ -73,7 +73,8 @@ def value_for(setting, name: str, default=None):
     return next((value for pattern, value in setting.items() if matches(pattern, name)), default)
 
 
-def _near(pattern: str, names: list[str]) -> str:
+def near_names(pattern: str, names: list[str]) -> str:
+    """For the end of a message: names like the pattern, and the first of all."""
     if not names:
         return " The model has no layer that this adapter could go to; build it first, if it is not built."
     ends = list(dict.fromkeys(end for name in names for end in (name.split(".")[-1], ".".join(name.split(".")[-2:]))))

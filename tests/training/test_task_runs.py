@@ -31,17 +31,25 @@ def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     (folder / "text.txt").write_text(TEXT)
     (folder / "pairs.jsonl").write_text("".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in PAIRS))
+    talks = "".join(json.dumps({"prompt": a, "response": b}) + "\n" for a, b in PAIRS)
+    (folder / "talks.jsonl").write_text(talks)
     return folder
 
 
 def make_recipe(task, sources, **changes):
     """A small recipe; `changes` of what a task would have are made last."""
-    source = "pairs.jsonl" if TASKS[task].objective is None else "text.txt"
+    source = "text.txt"
+    if TASKS[task].objective is None:
+        source = "talks.jsonl" if TASKS[task].conversations else "pairs.jsonl"
     return Recipe.from_dict(
         {
             "name": "test",
             "task": task,
-            "data": {"source": str(sources / source), "sequence_length": 16, "batch_size": 4},
+            "data": {
+                "source": str(sources / source),
+                "sequence_length": 64 if TASKS[task].conversations else 16,
+                "batch_size": 4,
+            },
             "tokenizer": {"kind": "wordpiece" if "[CLS]" in TASKS[task].special_tokens else "byte"},
             "model": MODELS[TASKS[task].model],
             "training": {"steps": 4, "evaluate_every": 2, "evaluate_steps": 1, "sample_tokens": 4},
@@ -68,6 +76,12 @@ def test_a_task_trains_saves_and_loads(task, sources, tmp_path):
     if task == "seq2seq":
         result = CliRunner().invoke(app, ["generate", str(tmp_path / task), "red 3"])
         assert result.exit_code == 0, result.output
+    if task == "instruct":
+        assert "assistant" in model.tokenizer.chat_template
+        typed = "\n".join(["red 3", "/reset", "x" * 99, "red", "/quit", "red"])
+        result = CliRunner().invoke(app, ["chat", str(tmp_path / task), "--max-new-tokens", "4"], input=typed)
+        assert result.exit_code == 0, result.output
+        assert "A new conversation." in result.output and "Error: The message is too long" in result.output
     if task == "classify":
         assert model.labels == ["cold", "warm"]
         assert model.classify("red 3").label in model.labels
