@@ -1,16 +1,19 @@
 """The engine: slots that requests share, drafts, prefixes that are kept, and requests that go wrong alone."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from kerasllm import CausalLM, Sampler, Seq2SeqLM, TransformerConfig
+from kerasllm import CausalLM, Sampler, Seq2SeqLM, Tokenizer, TransformerConfig
 from kerasllm.generation.drafts import Drafts, look_up
 from kerasllm.generation.engine import Engine
 from kerasllm.generation.prefix_cache import BLOCK, PrefixCache
 from kerasllm.generation.requests import Request
 from kerasllm.generation.slots import Slots
+from kerasllm.generation.structured import Grammar
 
 VOCABULARY, LENGTH = 30, 64
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7], [9, 3, 2], [8]]
@@ -229,6 +232,21 @@ def test_a_request_that_goes_wrong_disturbs_nobody(model, alone):
     assert requests[0].finished == "error" and requests[0].new_tokens == alone["greedy"][0][:3]
     with pytest.raises(ValueError, match="NaN"):
         model.generate(PROMPTS[0], 24, sampler=fails)
+
+
+def test_a_form_is_kept_to_beside_free_requests():
+    pytest.importorskip("llguidance")
+    tokenizer = Tokenizer.train("abcdefghijklmnopqrst 0123456789", kind="char")
+    keras.utils.set_random_seed(0)
+    writer = CausalLM(TransformerConfig(tokenizer.vocabulary_size, 32, **SIZES), tokenizer)
+    prompts = [tokenizer.encode(text) for text in ("abc", "so it is", "99 red")]
+    free = [writer.generate(prompt, 12, strip_prompt=True, stop_token_ids=[]) for prompt in prompts]
+    requests = [Request(prompt, 12, GREEDY) for prompt in prompts]
+    requests[1].constraints = [Grammar(tokenizer, regex="[0-9]{3} [a-c]{2}").constraint()]
+    run(Engine(writer, slots=2, length=32), *requests)
+    assert [requests[0].new_tokens, requests[2].new_tokens] == [free[0], free[2]]
+    answer = tokenizer.decode(requests[1].new_tokens)
+    assert re.fullmatch("[0-9]{3} [a-c]{2}", answer) and requests[1].finished == "stop"
 
 
 def test_sources_share_slots_too():
