@@ -19,6 +19,7 @@ _HOMES = {
     "Sampler": "kerasllm.generation.sampling",
 }
 _MODULES = (
+    "compression",
     "config",
     "data",
     "generation",

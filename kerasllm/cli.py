@@ -1,4 +1,4 @@
-"""The command line: `kerasllm train | finetune | generate | chat | classify | evaluate | info | recipes` and others.
+"""The command line: `kerasllm train | finetune | generate | chat | evaluate | quantize | info | recipes` and others.
 
 Commands import what they use when they run: `--help` answers at once, and KERAS_BACKEND is set in time.
 """

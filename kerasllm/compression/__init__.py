@@ -5,9 +5,9 @@ import importlib
 _HOMES = {
     "compare": "kerasllm.compression.report",
     "evaluation_batches": "kerasllm.compression.evaluation",
-    "quantize": "kerasllm.compression.quantize",
-    "quantized_layers": "kerasllm.compression.quantize",
-    "search": "kerasllm.compression.search",
+    "quantize": "kerasllm.compression.post_training",
+    "quantized_layers": "kerasllm.compression.post_training",
+    "search": "kerasllm.compression.mixed_precision",
     "use_engine": "kerasllm.compression.engines",
 }
 __all__ = list(_HOMES)

@@ -5,8 +5,8 @@ from pathlib import Path
 import kerasllm
 from kerasllm.compression.engines import ENGINES
 from kerasllm.compression.evaluation import evaluation_batches
+from kerasllm.compression.mixed_precision import search as search_modes
 from kerasllm.compression.report import compare, rows_of, save_report
-from kerasllm.compression.search import search as search_modes
 from kerasllm.interop.presets import FAMILIES, MAX_JSON_BYTES, read_config
 from kerasllm.interop.weight_files import read_json
 

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from kerasllm.compression.quantize import quantized_layers
+from kerasllm.compression.post_training import quantized_layers
 
 ENGINES = ("auto", "keras", "llama.cpp")
 KINDS = {"int8": "q8_0"}  # llama.cpp's nearest to a mode; all others have 4 bits

@@ -19,7 +19,7 @@ class Quantizable:
         model.save_to_preset("saved_models/mine-int8")
         ```
         """
-        from kerasllm.compression.quantize import quantize
+        from kerasllm.compression.post_training import quantize
 
         quantize(self, mode, config, **options)
 

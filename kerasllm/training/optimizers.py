@@ -182,4 +182,6 @@ def _shared(clipnorm: float | None, accumulation: int | None) -> dict[str, Any]:
 def _exclude_from_weight_decay(optimizer, model: keras.Model | None):
     tables = [] if model is None else [v for v in model.trainable_variables if "positions" in v.path]
     optimizer.exclude_from_weight_decay(var_list=tables, var_names=list(UNDECAYED_NAMES))
+    if model is not None and not any(map(optimizer._use_weight_decay, model.trainable_variables)):
+        optimizer.weight_decay = None  # Biases alone are trained: on PyTorch, Keras fails to decay nothing.
     return optimizer

@@ -27,7 +27,7 @@ def cache_features(
     """Runs the frozen part of a model once over a training set, for `fit` to start from what it made.
 
     The frozen part is the embedding and the first blocks, as far as nothing in them is trained. Training is what it
-    would be without the cache, but for dropout, which the frozen part then has none of.
+    would be without the cache, up to rounding, but for dropout, which the frozen part then has none of.
 
     Args:
         model: one of ours, of one stack, with its embedding frozen; see `freeze`.

@@ -20,7 +20,8 @@ def anchor(model: keras.Model, strength: float, importance: Mapping[str, np.ndar
 
     Args:
         model: with the weights of the old task. Freeze before, compile after it.
-        strength: not negative. For L2-SP 0.001 to 0.1 is usual; EWC wants more, 1 to 10,000.
+        strength: not negative. Around 0.01 for L2-SP. EWC wants much more, since the squared gradients of what is well
+            trained are small: try 1,000 to 100,000, and look at a `ForgettingReport`.
         importance: weight's path → array of its shape.
 
     Raises:
@@ -28,7 +29,7 @@ def anchor(model: keras.Model, strength: float, importance: Mapping[str, np.ndar
 
     Example:
     ```python
-    anchor(model, 100.0, fisher_information(model, old_texts))
+    anchor(model, 10_000.0, fisher_information(model, old_texts))
     model.compile(keras.optimizers.AdamW(1e-4))
     model.fit(new_texts)
     ```
@@ -100,9 +101,7 @@ def fisher_information(model: keras.Model, x, y=None, sample_weight=None, rows: 
     if hasattr(model, "as_data"):
         x, y, sample_weight = model.as_data(x, y, sample_weight, 1, shuffle=False), None, None
         if getattr(x, "batch_size", 1) != 1:
-            raise ValueError(
-                f"Each row has a gradient of its own: give rows, or batches of one. Received: {x.batch_size}"
-            )
+            raise ValueError(f"Give rows, or batches of one row. Received: batches of {x.batch_size}")
         if getattr(x, "steps_per_epoch", rows) > rows:
             x.steps_per_epoch = rows
     elif hasattr(x, "__len__") and not isinstance(x, keras.utils.PyDataset):

@@ -1,0 +1,114 @@
+"""One way of tuning a GPT in a process of its own, for tuning.py.
+
+It is started as `python benchmarks/tuning_worker.py METHOD BACKEND full|toy THREADS`, and answers in lines of JSON:
+first what is trained, then to each number of steps how long they took and the peak, and to 0 the checkpoint's size.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loss_memory import current_memory, peak_memory, reset_peak
+from peers import LEARNING_RATE, Shape, make_fit_burst, make_kerasllm_gpt
+from worker import WARM_UP_STEPS, limit_threads
+
+SHAPES = {"full": Shape(12, 12, 768, 50257, 4, 256), "toy": Shape(2, 2, 32, 101, 2, 16)}
+RANK = 8
+ATTENTION = ("query", "key", "value", "output_dense")
+PROMPTS = {"prompt": 4, "prefix": 4}  # tokens
+KERAS_LORA = "keras-lora"  # Keras's own, on the same model
+QUANTIZED = {"qlora-int8": "int8", "qlora-int4": "int4"}
+
+
+def prepare(model: Any, method: str) -> None:
+    """Make the model train what the method trains."""
+    from kerasllm.training.recipe import Tuning
+    from kerasllm.tuning.methods import prepare as prepare_method
+
+    if method in QUANTIZED:
+        model.quantize(QUANTIZED[method], type_check=False, filters=[*ATTENTION, "up", "down"])
+    if method == KERAS_LORA:
+        model.freeze("*")
+        for layer in model._flatten_layers():
+            if layer.name in ATTENTION:
+                layer.enable_lora(RANK)
+        return
+    name = "lora" if method in QUANTIZED else method
+    targets = "attention.*" if name in ("lora", "dora") else None
+    prepare_method(model, Tuning(method=name, rank=RANK, targets=targets, prompt_length=PROMPTS.get(name, 4)))
+
+
+def make(method: str, shape: Shape) -> Any:
+    """The model, compiled."""
+    import keras
+
+    room = PROMPTS.get(method, 0)  # Vectors before the text take a part of the context.
+    model = make_kerasllm_gpt(replace(shape, sequence_length=shape.sequence_length + room))
+    prepare(model, method)
+    model.compile(optimizer=keras.optimizers.AdamW(LEARNING_RATE))
+    return model
+
+
+def checkpoint_bytes(model: Any) -> int:
+    """The size of what one would keep: an adapter's directory, or the model's."""
+    with tempfile.TemporaryDirectory() as folder:
+        if model.adapters:
+            model.save_adapter(folder)
+        elif any(getattr(layer, "lora_enabled", False) for layer in model._flatten_layers()):
+            model.save_weights(Path(folder) / "model.weights.h5")  # Keras merges its LoRA when it saves.
+        else:
+            model.save_to_preset(folder)
+        return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def give_back_memory() -> None:
+    """What was freed while the model was made is not of the steps."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # Only GNU's C library has it.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def main() -> None:
+    method, backend, size, threads = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    # Libraries print where they like: the real standard output is kept for answers, stderr takes the rest.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    os.environ["KERAS_BACKEND"] = backend
+    limit_threads(threads, library_uses_torch=backend == "torch")
+
+    def no_mask(token_ids: Any) -> Any:
+        return token_ids
+
+    toy, shape = SHAPES["toy"], SHAPES[size]
+    make_fit_burst(make("full", toy), no_mask, toy)(1)  # Libraries and thread pools are loaded.
+    give_back_memory()
+    before, started = current_memory(), time.perf_counter()
+    model = make(method, shape)
+    burst = make_fit_burst(model, no_mask, shape)
+    burst(WARM_UP_STEPS)
+    ready = {
+        "ready_seconds": time.perf_counter() - started,
+        "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
+    }
+    give_back_memory()
+    reset_peak()
+    print(json.dumps(ready), file=answers)
+    for line in sys.stdin:
+        if not int(line):  # The last question: saving takes memory of its own.
+            print(json.dumps({"checkpoint_bytes": checkpoint_bytes(model)}), file=answers)
+            continue
+        seconds, loss = burst(int(line))
+        print(json.dumps({"seconds": seconds, "loss": loss, "bytes": peak_memory() - before}), file=answers)
+
+
+if __name__ == "__main__":
+    main()
