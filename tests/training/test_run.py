@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -120,8 +121,9 @@ def test_the_model_card_says_what_it_is(trained, text):
 
 def test_validation_is_the_same_first_batches_each_time(text):
     tokenizer = run._tokenizer(recipe(text), text.parent, None)
-    _, validation = run._text_data(recipe(text), tokenizer)
-    _, whole = run._text_data(recipe(text, evaluate_steps=None), tokenizer)
+    reader = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(max_sequence_length=64))
+    _, validation = run._text_data(recipe(text), reader)
+    _, whole = run._text_data(recipe(text, evaluate_steps=None), reader)
     assert len(validation) == 4 < len(whole)
     for index in range(4):
         np.testing.assert_array_equal(validation[index][1], whole[index][1])
