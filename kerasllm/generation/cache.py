@@ -1,6 +1,8 @@
 """The cache of keys and values: a list of a (key, value) pair a layer, each (slots, kv_heads, length, head_dim).
 
-Heads stand before places, as products of matrices want them: a step then copies nothing but what is new.
+Heads stand before places, as products of matrices want them: a step then copies nothing but what is new. For the same
+reason a compiled loop over one slot holds it without the axis of slots, (kv_heads, length, head_dim): XLA drops that
+axis from the products, and would copy the cache at each step to write into it with the axis.
 """
 
 import keras
@@ -15,12 +17,28 @@ def empty(config, slots: int, length: int, dtype):
 
 
 def length_of(cache) -> int:
-    return cache[0][0].shape[2]
+    return cache[0][0].shape[-2]
 
 
-def swap(pair):
-    """Between the cache's order of axes and attention's, (slots, length, kv_heads, head_dim)."""
-    return tuple(ops.transpose(x, (0, 2, 1, 3)) for x in pair)
+def seen(pair):
+    """A layer's pair in attention's order of axes, (slots, length, kv_heads, head_dim)."""
+    return tuple(ops.transpose(x if len(x.shape) == 4 else x[None], (0, 2, 1, 3)) for x in pair)
+
+
+def kept(pair, like=None):
+    """A layer's pair from attention's order back to the cache's; to that of the cache `like`."""
+    pair = tuple(ops.transpose(x, (0, 2, 1, 3)) for x in pair)
+    return pair if like is None or len(like[0][0].shape) == 4 else tuple(x[0] for x in pair)
+
+
+def for_loop(cache):
+    """The cache as a compiled loop holds it."""
+    return [tuple(x[0] for x in pair) for pair in cache] if cache[0][0].shape[0] == 1 else cache
+
+
+def after_loop(cache):
+    """The cache that a compiled loop held, with its axis of slots."""
+    return [tuple(x if len(x.shape) == 4 else x[None] for x in pair) for pair in cache]
 
 
 def as_places(places):
@@ -45,6 +63,8 @@ def _write(old, new, places):
         old.transpose(1, 2).index_put_((rows, places), new)
         return old
     new = ops.transpose(new, (0, 2, 1, 3))
+    if len(old.shape) == 3:
+        return ops.slice_update(old, (0, places[0, 0], 0), new[0])
     if slots * width <= MOST_PIECES:
         for slot in range(slots):
             for place in range(width):

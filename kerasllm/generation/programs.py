@@ -92,24 +92,24 @@ class Programs:
         arguments = {
             "positions": places,
             "attention_mask": mask[:, None],
-            "cache": [caches.swap(pair) for pair in cache],
-            "update_cache": lambda old, new: caches.swap(caches.write(caches.swap(old), new, places)),
+            "cache": [caches.seen(pair) for pair in cache],
+            "update_cache": lambda old, new: caches.seen(caches.write(caches.kept(old, cache), new, places)),
             "training": False,
         }
         network = self.model.transformer
         if self.has_encoder:
             pairs, lengths = source
             source_mask = _before(lengths, caches.length_of(pairs))
-            pairs = [caches.swap(pair) for pair in pairs]
-            hidden, cache = network.decode(token_ids, pairs, source_mask, **arguments)
+            pairs = [caches.seen(pair) for pair in pairs]
+            hidden, new = network.decode(token_ids, pairs, source_mask, **arguments)
         else:
-            hidden, cache = network(token_ids, **arguments)
-        return hidden, [caches.swap(pair) for pair in cache]
+            hidden, new = network(token_ids, **arguments)
+        return hidden, [caches.kept(pair, cache) for pair in new]
 
     def _encode(self, token_ids, lengths):
         network = self.model.transformer
         hidden = network.encode(token_ids, _before(lengths, token_ids.shape[1]), training=False)
-        return [caches.swap(pair) for pair in network.decoder.project_source(hidden)]
+        return [caches.kept(pair) for pair in network.decoder.project_source(hidden)]
 
     def _extend(self, cache, token_ids, positions, source):
         return self._hidden(cache, token_ids, positions, source)[1]
@@ -155,9 +155,9 @@ class Programs:
             tokens, cache = self._greedy_step(tokens, positions, cache, source)
             return step + 1, tokens, ops.minimum(positions + 1, last), *_note(made, step, running, tokens, ends), cache
 
-        state = (*_start(tokens, positions, ends), cache)
+        state = (*_start(tokens, positions, ends), caches.for_loop(cache))
         step, *_, made, cache = ops.while_loop(_goes_on(ends), body, state)
-        return made, step, cache
+        return made, step, caches.after_loop(cache)
 
     def _make_sampled(self, cache, tokens, positions, source, ends, draw):
         """`_make_greedy` with `choose`; `draw` is what it reads beside logits. Also returns `mu`."""
@@ -172,9 +172,9 @@ class Programs:
             running, made = _note(made, step, running, tokens, ends)
             return step + 1, tokens, ops.minimum(positions + 1, last), running, made, cache, mu, counts
 
-        state = (*_start(tokens, positions, ends), cache, draw["mu"], draw["counts"])
+        state = (*_start(tokens, positions, ends), caches.for_loop(cache), draw["mu"], draw["counts"])
         step, _, _, _, made, cache, mu, _ = ops.while_loop(_goes_on(ends), body, state)
-        return made, step, cache, mu
+        return made, step, caches.after_loop(cache), mu
 
     def _verify(self, cache, token_ids, positions, source):
         """The likeliest token after each new one, (slots, width), and the cache."""
