@@ -64,6 +64,7 @@ class Throughput(Watcher):
         self.peak_flops = peak_flops
         self.mfu_denominator: str | None = None
         self._seconds_before = 0.0
+        self._ended = None
 
     def get_state(self) -> dict[str, Any]:
         return {"seconds": self._seconds}
@@ -78,22 +79,31 @@ class Throughput(Watcher):
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch)
-        # (batches, time) between which the speed is taken.
-        self._from = self._to = (0, time.perf_counter())
+        self._first = None  # (batch, time) from which the speed is taken
+        self._last, self._ended = 0, None
 
-    def on_train_batch_end(self, batch, logs=None):
-        self._to = (batch + 1, time.perf_counter())
+    def on_train_batch_begin(self, batch, logs=None):
         if self._compiled < COMPILING_BATCHES:
             self._compiled += 1
-            self._from = self._to
+        elif self._first is None:
+            self._first = (batch, time.perf_counter())
+
+    def on_train_batch_end(self, batch, logs=None):
+        # On JAX this comes from other threads, late and in any order: no moment to look at the clock.
+        self._last = max(self._last, batch + 1)
+
+    def on_test_begin(self, logs=None):
+        if self._ended is None:
+            self._ended = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        ended = self._ended or time.perf_counter()
         logs["seconds"] = self._seconds
         if memory := peak_memory_bytes():
             logs["peak_memory_gb"] = memory / 1e9
-        batches, seconds = (b - a for a, b in zip(self._from, self._to))
-        if not batches > 0:
+        if self._first is None:
             return
+        batches, seconds = self._last - self._first[0], ended - self._first[1]
         logs["steps_per_second"] = batches / seconds / self.accumulation
         if self.total_steps:
             logs["eta_seconds"] = (self.total_steps - self.steps_done) / logs["steps_per_second"]
