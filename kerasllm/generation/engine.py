@@ -103,14 +103,6 @@ class Engine:
             self.waiting.remove(request)
         self._release()
 
-    def run(self, requests: list[Request]) -> None:
-        """Runs requests to their end."""
-        # The longest first: what is left at the end, when slots stand empty, is then short.
-        for request in sorted(requests, key=lambda r: -r.max_new_tokens):
-            self.submit(request)
-        while self.waiting or self.running:
-            self.step()
-
     def step(self, most: int = CHUNK) -> list[Request]:
         """Lets waiting requests in, and advances all that run, by up to `most` tokens.
 

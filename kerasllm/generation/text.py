@@ -193,6 +193,7 @@ def _try(function, vocabulary_size) -> None:
 
 
 def _run(engine, requests, decoders) -> None:
+    # The longest first: what is left at the end, when slots stand empty, is then short.
     for request in sorted(requests, key=lambda r: -r.max_new_tokens):
         engine.submit(request)
     while engine.waiting or engine.running:
