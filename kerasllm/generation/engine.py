@@ -109,6 +109,7 @@ class Engine:
         Returns:
             the requests that advanced or ended.
         """
+        self._release()  # A stop string may have ended a request since.
         self._admit()
         running = dict(self.running)
         if not running:

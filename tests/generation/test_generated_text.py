@@ -125,6 +125,18 @@ def test_a_stop_string_ends_the_tokens_too(model, monkeypatch, a_step):
     assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["stop"]
 
 
+def test_a_request_that_a_stop_string_ended_goes_no_further(model):
+    """The real engine, which makes many tokens a call, beside a longer request."""
+    options = {"max_new_tokens": 80, "sampler": "temperature", "seed": 1, "stop_token_ids": [], "details": True}
+    whole = model.generate("to be", **options)
+    stop = next(character for character in whole.text if character.isascii())
+    alone = model.generate("to be", stop=stop, **options)
+    assert alone.finish_reason == "stop" and stop not in alone.text
+    assert model.tokenizer.decode(alone.token_ids).endswith(stop)
+    assert whole.token_ids[: len(alone.token_ids)] == alone.token_ids
+    assert model.generate(["to be", "x"], stop=stop, **options)[0] == alone
+
+
 def test_the_end_token_ends_the_text(model, monkeypatch):
     end = model.tokenizer.end_token_id
     scripted(monkeypatch, [*model.tokenizer.encode("bye"), end, *model.tokenizer.encode("more")])
