@@ -22,13 +22,13 @@ class Contestant:
         answer: (prompts, new_tokens) to the new tokens of each prompt.
         first_token: (one prompt, an array of shape (1, length), and new_tokens) to the first of them.
         ragged: (prompts, lengths) to new tokens, each prompt its own number; only kerasllm has it.
-        static: the same answers from static batches, each padded to its longest.
+        static: the same answers, (prompts, lengths, rows), from static batches of `rows`, each padded to its longest.
     """
 
     answer: Callable[[Any, int], Tokens]
     first_token: Callable[[Any, int], int]
     ragged: Callable[[Any, list[int]], Tokens] | None = None
-    static: Callable[[Any, list[int]], Tokens] | None = None
+    static: Callable[[Any, list[int], int], Tokens] | None = None
 
 
 def backend_of(name: str) -> str:
@@ -82,11 +82,11 @@ def make_kerasllm(workload: Workload) -> Contestant:
         pieces.close()
         return first
 
-    def static(prompts: Any, lengths: list[int]) -> Tokens:
+    def static(prompts: Any, lengths: list[int], rows: int) -> Tokens:
         answers = []
-        for i, longest in enumerate(static_lengths(lengths)):
-            group = slice(i * RAGGED_SLOTS, (i + 1) * RAGGED_SLOTS)
-            whole = generate(prompts[group], longest, slots=RAGGED_SLOTS)
+        for i, longest in enumerate(static_lengths(lengths, rows)):
+            group = slice(i * rows, (i + 1) * rows)
+            whole = generate(prompts[group], longest, slots=rows)
             answers += [tokens[:length] for tokens, length in zip(whole, lengths[group], strict=True)]
         return answers
 

@@ -88,7 +88,8 @@ class Bar:
     factor: float
 
 
-STATIC = "static batches"  # the reference of the ragged case: the same engine
+# The references of the ragged case: the same engine, its batches padded to their longest; requests in a batch.
+STATIC = {"one static batch": 32, "static batches of 8": RAGGED_SLOTS}
 BARS = (
     Bar("tiny", 1, "kerasllm-jax", "kerashub-jax", 1.6),
     Bar("tiny", 1, "kerasllm-tensorflow", "kerashub-tensorflow", 5),
@@ -102,7 +103,7 @@ BARS = (
     Bar("124m", 8, "kerasllm-tensorflow", "kerashub-tensorflow", 1.5),
     Bar("124m", 8, "kerasllm-torch", "transformers", 1.2),
     *(Bar("t5", batch_size, name, "transformers", 1.5) for batch_size in (1, 8) for name in KERASLLM),
-    *(Bar("ragged", 32, name, STATIC, 1.8) for name in KERASLLM),
+    *(Bar("ragged", 32, name, reference, 1.8) for reference in STATIC for name in KERASLLM),
 )
 
 
@@ -113,9 +114,9 @@ def ragged_lengths(case: Case) -> list[int]:
     return np.random.default_rng(0).integers(1, case.new_tokens + 1, case.batch_size).tolist()
 
 
-def static_lengths(lengths: list[int]) -> list[int]:
-    """The longest of each group of `RAGGED_SLOTS` requests: the steps that static batches take."""
-    return [max(lengths[i : i + RAGGED_SLOTS]) for i in range(0, len(lengths), RAGGED_SLOTS)]
+def static_lengths(lengths: list[int], rows: int) -> list[int]:
+    """The longest of each group of `rows` requests: the steps that static batches take."""
+    return [max(lengths[i : i + rows]) for i in range(0, len(lengths), rows)]
 
 
 def scheduled_steps(lengths: list[int]) -> int:

@@ -21,7 +21,13 @@ Figures = dict[str, list[dict[str, float]]]  # of each contestant in one case, i
 Results = dict[str, dict[int, Figures]]  # by workload, then by batch size
 
 COLUMNS = ("contestant", "tokens/s", "range", "first token, ms", "of the bandwidth limit", "peak memory, MB")
-RAGGED_COLUMNS = ("contestant", "tokens/s", "range", "static batches, tokens/s", "ratio", "peak memory, MB")
+RAGGED_COLUMNS = (
+    "contestant",
+    "tokens/s",
+    "range",
+    *(column for reference in STATIC for column in (f"{reference}, tokens/s", "ratio")),
+    "peak memory, MB",
+)
 BAR_COLUMNS = ("case", "kerasllm", "reference", "ratio", "bar", "")
 COLORS = {"kerasllm": "#1f6fb2", "kerashub": "#d9822b", "transformers": "#7a7a7a", "llama.cpp": "#4c9f50"}
 
@@ -32,8 +38,8 @@ def rates(rows: list[dict[str, float]], key: str = "tokens_per_second") -> list[
 
 def ratio(figures: Figures, name: str, reference: str) -> float | None:
     """Median over the rounds of one contestant's tokens a second over another's in the same round."""
-    if reference == STATIC:
-        theirs = rates(figures.get(name, []), "static_tokens_per_second")
+    if reference in STATIC:
+        theirs = rates(figures.get(name, []), reference)
     else:
         theirs = rates(figures.get(reference, []))
     ours = rates(figures.get(name, []))
@@ -53,9 +59,11 @@ def row_of(name: str, figures: Figures, fastest: float | None) -> list[str]:
     made = rates(rows)
     median = statistics.median(made)
     row = [name, f"{median:.1f}", f"{min(made):.1f} to {max(made):.1f}"]
-    if "static_tokens_per_second" in rows[0]:
-        static = statistics.median(rates(rows, "static_tokens_per_second"))
-        row += [f"{static:.1f}", f"{ratio(figures, name, STATIC):.2f}"]
+    is_ragged = next(iter(STATIC)) in rows[0]
+    if is_ragged:
+        for reference in STATIC:
+            static = statistics.median(rates(rows, reference))
+            row += [f"{static:.1f}", f"{ratio(figures, name, reference):.2f}"]
     else:
         waits = rates(rows, "first_token_seconds") if "first_token_seconds" in rows[0] else []
         row += [f"{1000 * statistics.median(waits):.1f}" if waits else ""]
@@ -74,7 +82,7 @@ def table(workload: Workload, case: Case, figures: Figures, bandwidth: float | N
 def verdict(bar: Bar, results: Results) -> list[str]:
     """One row of the table of bars."""
     found = ratio(results.get(bar.workload, {}).get(bar.batch_size, {}), bar.contestant, bar.reference)
-    place = bar.workload if bar.reference == STATIC else f"{bar.workload}, batch {bar.batch_size}"
+    place = bar.workload if bar.reference in STATIC else f"{bar.workload}, batch {bar.batch_size}"
     row = [place, bar.contestant, bar.reference]
     if found is None:
         return [*row, "", f"{bar.factor}", "not measured"]
@@ -89,13 +97,13 @@ def bars_table(results: Results) -> TableContent:
 def ragged_note(case: Case) -> str:
     """What the draw of lengths allows, were every step to take the same time."""
     lengths = ragged_lengths(case)
-    static, scheduled = sum(static_lengths(lengths)), scheduled_steps(lengths)
+    static, scheduled = sum(static_lengths(lengths, RAGGED_SLOTS)), scheduled_steps(lengths)
     least = max(max(lengths), -(-sum(lengths) // RAGGED_SLOTS))
     return (
         f"Ragged: {case.batch_size} requests of {min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in all, in "
-        f"{RAGGED_SLOTS} slots. Static batches take {static} steps; joining in the order of arrival takes {scheduled}, "
-        f"and no order fewer than {least}. Were all steps alike, that would be ratios of {static / scheduled:.2f} and "
-        f"{static / least:.2f}."
+        f"{RAGGED_SLOTS} slots. Static batches of as many take {static} steps; joining in the order of arrival takes "
+        f"{scheduled}, and no order fewer than {least}. Were all steps alike, that would be ratios of "
+        f"{static / scheduled:.2f} and {static / least:.2f}."
     )
 
 
@@ -135,7 +143,7 @@ def draw_panel(axis: Any, workload: Workload, case: Case, figures: Figures, band
     bars = {name: (rates(rows), COLORS[name.partition("-")[0]]) for name, rows in figures.items()}
     if case.ragged:
         for name, rows in figures.items():
-            bars[f"{name}, {STATIC}"] = rates(rows, "static_tokens_per_second"), "#a9c8e2"
+            bars.update({f"{name}, {reference}": (rates(rows, reference), "#a9c8e2") for reference in STATIC})
     names = sorted(bars, key=lambda name: statistics.median(bars[name][0]))
     for place, name in enumerate(names):
         made, color = bars[name]

@@ -10,10 +10,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from decode_contestants import Contestant, backend_of, make
-from decode_shapes import PROMPT_LENGTH, WORKLOADS, Case, ragged_lengths
+from decode_shapes import PROMPT_LENGTH, STATIC, WORKLOADS, Case, ragged_lengths
 from loss_memory import peak_memory, reset_peak
 from worker import limit_threads
 
@@ -65,7 +66,8 @@ def measure(contestant: Contestant, draw: Callable[[int], Any], case: Case, seco
     reset_peak()
     if case.ragged:
         figures = {"tokens_per_second": tokens_a_second(contestant.ragged, lengths), "peak_bytes": peak_memory()}
-        figures["static_tokens_per_second"] = tokens_a_second(contestant.static, lengths)
+        for reference, rows in STATIC.items():
+            figures[reference] = tokens_a_second(partial(contestant.static, rows=rows), lengths)
         return figures
     figures = {
         "tokens_per_second": tokens_a_second(contestant.answer, case.new_tokens),

@@ -1,5 +1,6 @@
 """PyTorch's operations, recorded once and replayed: what is left of a network when Python is taken away."""
 
+import functools
 import operator
 import warnings
 
@@ -19,6 +20,17 @@ _VIEWS = {
 }
 
 SMALLEST_WEIGHT = 2**18  # that oneDNN multiplies
+
+# oneDNN's product of rows and a transposed weight. Tracing does not take an operation with a list of optional numbers,
+# but it does take a function that holds one.
+_LINEAR = """
+graph(%rows : Tensor, %weight : Tensor, %bias : Tensor?):
+  %activation : str = prim::Constant[value="none"]()
+  %numbers : Scalar?[] = prim::ListConstruct()
+  %algorithm : str = prim::Constant[value=""]()
+  %product : Tensor = mkldnn::_linear_pointwise(%rows, %weight, %bias, %activation, %numbers, %algorithm)
+  return (%product)
+"""
 
 
 class TorchGraph:
@@ -42,12 +54,11 @@ class TorchGraph:
 
         module = make_fx(flat)(*keras.tree.flatten(arguments))
         _compute_constants(module)
-        by_onednn = _multiply_by_onednn(module)
+        _multiply_by_onednn(module)
         module.graph.eliminate_dead_code()
         module.recompile()
         self._structure = keras.tree.map_structure(lambda _: 0, self._structure)
-        # TorchScript does not know oneDNN's operation; where it pays, the Python between the others does not matter.
-        self.run_flat = module.forward if by_onednn else _script(module, keras.tree.flatten(arguments))
+        self.run_flat = _script(module, keras.tree.flatten(arguments))
 
     def __call__(self, flat: list):
         """What the function returns for arguments that are flat already."""
@@ -94,16 +105,24 @@ def _compute_constants(module) -> None:
         graph.erase_node(node)
 
 
-def _multiply_by_onednn(module) -> bool:
-    """Lets oneDNN multiply by large weights on a CPU: a row takes two thirds of MKL's time, eight rows a third.
+@functools.cache
+def _onednn_linear():
+    """(rows, transposed weight, bias or None) → their product, or None where PyTorch came without oneDNN."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return None
+    linear = torch._C._create_function_from_graph("onednn_linear", torch._C.parse_ir(_LINEAR))
 
-    Returns:
-        whether it does so anywhere.
-    """
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if onednn is None or not torch.backends.mkldnn.is_available():
-        return False
-    graph, found = module.graph, False
+    def onednn_linear(rows, weight, bias):
+        return linear(rows, weight, bias)
+
+    return onednn_linear
+
+
+def _multiply_by_onednn(module) -> None:
+    """Lets oneDNN multiply by large weights on a CPU: a row takes two thirds of MKL's time, eight rows a third."""
+    linear, graph = _onednn_linear(), module.graph
+    if linear is None:
+        return
     for node in list(graph.nodes):
         if node.target not in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):
             continue
@@ -113,14 +132,12 @@ def _multiply_by_onednn(module) -> bool:
             continue
         if kernel.numel() < SMALLEST_WEIGHT:
             continue
-        found = True
         name = f"_transposed_{weight.target}"
         module.register_buffer(name, kernel.detach().t(), persistent=False)
         with graph.inserting_before(node):
-            arguments = (rows, graph.get_attr(name), bias[0] if bias else None, "none", [], "")
-            node.replace_all_uses_with(graph.call_function(onednn.default, arguments))
+            arguments = (rows, graph.get_attr(name), bias[0] if bias else None)
+            node.replace_all_uses_with(graph.call_function(linear, arguments))
         graph.erase_node(node)
-    return found
 
 
 def _writes(node) -> bool:
