@@ -9,11 +9,13 @@ PROMPT ?= The function returns
 # index first: PyTorch's "get started" page names the one with CPU builds.
 TORCH_INDEX ?=
 
+SHIPPED := gpt-tiny bert-tiny t5-dates-tiny
+
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format benchmark clean
+.PHONY: help install quickstart shipped-models test lint format benchmark clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv with everything: TensorFlow, JAX, PyTorch, test and development tools.
 
@@ -32,6 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: install ## Train a small GPT on Python's own documentation and let it write.
 	$(BIN)/kerasllm train quickstart --output saved_models/quickstart
 	$(BIN)/kerasllm generate saved_models/quickstart "$(PROMPT)" --max-new-tokens 60 --sampler top_p --temperature 0.7 --seed 1
+
+shipped-models: install ## Train the three tiny models in saved_models/ anew.
+	@set -e; for name in $(SHIPPED); do rm -rf saved_models/$$name; $(BIN)/kerasllm train $$name; done
 
 test: install ## Run the tests on TensorFlow, JAX and PyTorch.
 	$(BIN)/python tests/run_all.py

@@ -23,6 +23,7 @@ _MODULES = (
     "config",
     "data",
     "generation",
+    "inspection",
     "interop",
     "layers",
     "losses",

@@ -9,7 +9,7 @@ from kerasllm.config import TransformerConfig
 from kerasllm.layers.inner import inner
 from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import sinusoidal_table
-from kerasllm.layers.quantized import float_head
+from kerasllm.layers.quantized import float_embeddings, float_head
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -102,23 +102,26 @@ class TokenEmbedding(keras.layers.Layer):
         return x + ops.cast(bound * noise, x.dtype)
 
     def call(self, token_ids, positions=None, segment_ids=None, training=None):
-        c = self.config
         x = inner(self.tokens, token_ids)
         if training and self.noise_alpha:
             x = self._noisy(x)
+        x = self.around(x, positions, segment_ids)
+        return inner(self.dropout, x, training=True) if self.config.dropout and training else x
+
+    def around(self, x, positions=None, segment_ids=None):
+        """What token vectors (batch, length, hidden_dim) become: scaled, with positions and segments, normalized."""
+        c = self.config
         if c.scale_embeddings:
             x = x * math.sqrt(c.hidden_dim)
         if c.positions in ("learned", "sinusoidal"):
-            x = x + self._position_vectors(ops.shape(token_ids)[1], positions, x.dtype)
+            x = x + self._position_vectors(ops.shape(x)[1], positions, x.dtype)
         if c.num_segments:
             x = x + (
                 ops.cast(self.segments.embeddings, x.dtype)[0]
                 if segment_ids is None
                 else inner(self.segments, segment_ids)
             )
-        if c.embedding_norm:
-            x = inner(self.norm, x)
-        return inner(self.dropout, x, training=True) if c.dropout and training else x
+        return inner(self.norm, x) if c.embedding_norm else x
 
     def _position_vectors(self, length, positions, dtype):
         if self.config.positions == "sinusoidal":
@@ -141,6 +144,10 @@ class TokenEmbedding(keras.layers.Layer):
     def head_kernel(self):
         """(hidden_dim, vocabulary_size)."""
         return ops.cast(float_head(self.tokens), self.compute_dtype)
+
+    def head_rows(self):
+        """(vocabulary_size, hidden_dim), as a tied head lies; `None` for one of its own."""
+        return ops.cast(float_embeddings(self.tokens), self.compute_dtype) if self.config.tie_embeddings else None
 
     def logits(self, hidden):
         """(…, hidden_dim) → (…, vocabulary_size)."""

@@ -1,7 +1,6 @@
 """What every task shares: the network, the default loss and metrics, data of any kind, saving and loading."""
 
 import contextlib
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -14,20 +13,11 @@ from kerasllm.losses import check_loss_options, linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
 from kerasllm.models.id_range import IdRange
 from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, split_rows, task_data
+from kerasllm.models.trace import Trace
 from kerasllm.models.transformer import EncoderDecoder, Transformer
 from kerasllm.tokenizers import Tokenizer
 from kerasllm.training.accumulation import token_weighted
 from kerasllm.tuning.mixin import Adaptable
-
-
-class Trace(NamedTuple):
-    """What happened inside: tokens (strings), `attentions[layer]` (batch, heads, query, key), `hidden_states`
-    (the embeddings, then each layer's output, (batch, length, dim)), and the logits: what `predict` returns."""
-
-    tokens: list[str]
-    attentions: list
-    hidden_states: list
-    logits: object
 
 
 class LanguageModel(Quantizable, Adaptable, keras.Model):
@@ -101,6 +91,14 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
     def head_kernel(self):
         """(width, vocabulary_size)."""
         return self.transformer.embedding.head_kernel()
+
+    def head_rows(self):
+        """(vocabulary_size, width), if the head is a table of such; else `None`."""
+        return self.transformer.embedding.head_rows()
+
+    def trains_head(self) -> bool:
+        """Whether anything that `head_kernel` is made of is trained."""
+        return any(v.trainable for v in self.transformer.embedding.tokens.variables)
 
     def logits(self, hidden):
         """What `pool` made of the last hidden states to what the task answers."""
@@ -301,13 +299,17 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
         hidden = self.head_input(ops.reshape(hidden, (-1, self.config.hidden_dim)))
         targets = ops.reshape(y, (-1,))
         weights = None if sample_weight is None else ops.reshape(sample_weight, (-1,))
+        frozen = not self.trains_head()
+        rows = self.head_rows() if frozen else None
         loss, nll, correct = linear_cross_entropy(
             hidden,
-            self.head_kernel(),
+            self.head_kernel() if rows is None else rows,
             targets,
             weights,
             label_smoothing=self.label_smoothing if training else 0.0,
             z_loss=self.z_loss if training else 0.0,
+            frozen_kernel=frozen,
+            frozen_rows=rows is not None,
         )
         tokens = self._count_tokens(targets, weights)
         loss = loss / tokens + other_loss
@@ -353,7 +355,7 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
             logits = self.logits(self.pool(hidden, inputs))
         convert = ops.convert_to_numpy
         logits = keras.tree.map_structure(convert, logits)
-        return Trace(tokens, [convert(a) for a in attentions], [convert(s) for s in states], logits)
+        return Trace(tokens, [convert(a) for a in attentions], [convert(s) for s in states], logits, self)
 
     def fit(self, x=None, y=None, *, batch_size=None, validation_split=0.0, validation_data=None, **kwargs):
         """Keras's `fit`, which also takes strings; see `CausalLM`."""
@@ -429,6 +431,20 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
         from kerasllm.interop.presets import load_preset
 
         return load_preset(cls, directory, dtype, **options)
+
+    def export(self, directory, format="tf_saved_model", overwrite=False, **options):
+        """Writes the model for other programs: "tf_saved_model", "onnx", "openvino", "litert", "gguf" or "huggingface".
+
+        See `kerasllm.serving.export.export`.
+
+        Example:
+        ```python
+        model.export("saved_models/mine/export", format="tf_saved_model")
+        ```
+        """
+        from kerasllm.serving.export import export
+
+        return export(self, directory, format, overwrite, **options)
 
 
 class _Stage:

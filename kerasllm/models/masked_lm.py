@@ -71,6 +71,12 @@ class MaskedLM(LanguageModel):
     def head_kernel(self):
         return with_bias(super().head_kernel(), self.masked_head.bias)
 
+    def head_rows(self):
+        return None
+
+    def trains_head(self):
+        return super().trains_head() or self.masked_head.bias.trainable
+
     def logits(self, hidden):
         return self.token_logits(hidden)
 

@@ -1,7 +1,5 @@
 """Seq2SeqLM: an encoder reads a source, and a decoder writes a target."""
 
-from typing import NamedTuple
-
 import keras
 import numpy as np
 from keras import ops
@@ -9,28 +7,8 @@ from keras import ops
 from kerasllm.losses import token_log_likelihoods
 from kerasllm.models.inputs import array_data, is_text, pad_token_id, tokenizer_of
 from kerasllm.models.language_model import LanguageModel, no_gradient
+from kerasllm.models.trace import Seq2SeqTrace
 from kerasllm.objectives.seq2seq import seq2seq_batch
-
-
-class Seq2SeqTrace(NamedTuple):
-    """What happened inside while a target was written for a source.
-
-    Attributes:
-        source_tokens, tokens: strings, of what the encoder and the decoder read.
-        encoder_attentions, attentions, cross_attentions: a (1, heads, query, key) array a layer; the keys of
-            `cross_attentions` are the source's tokens.
-        encoder_hidden_states, hidden_states: the embeddings, then each layer's output, (1, length, dim).
-        logits: (1, length, vocabulary_size).
-    """
-
-    source_tokens: list[str]
-    tokens: list[str]
-    encoder_attentions: list
-    attentions: list
-    cross_attentions: list
-    encoder_hidden_states: list
-    hidden_states: list
-    logits: object
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -202,6 +180,7 @@ class Seq2SeqLM(LanguageModel):
             encoder_hidden_states=numpy(encoder[1]),
             hidden_states=numpy(decoder[1]),
             logits=ops.convert_to_numpy(logits),
+            model=self,
         )
 
     def generate(self, sources, max_new_tokens=None, **options):

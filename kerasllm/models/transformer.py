@@ -44,6 +44,7 @@ class Transformer(Stack):
     """
 
     feature_blocks = 0
+    prompted = None  # what reads prompts, if there are any; see `kerasllm.tuning.prompted`
 
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
@@ -134,6 +135,9 @@ class EncoderDecoder(keras.layers.Layer):
 
     Reference: Vaswani et al. (2017), "Attention Is All You Need"; Raffel et al. (2019) for T5.
     """
+
+    prompted = None
+    source_vectors = 0  # which `encode` puts before each source: prompts
 
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
