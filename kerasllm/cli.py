@@ -62,6 +62,13 @@ class MethodName(StrEnum):
     bitfit = "bitfit"
 
 
+class PictureName(StrEnum):
+    """The pictures of `inspect`."""
+
+    heads = "heads"
+    lens = "lens"
+
+
 BackendOption = Annotated[
     Backend | None, typer.Option("--backend", help="Keras backend; KERAS_BACKEND, else Keras's own choice.")
 ]
@@ -184,9 +191,7 @@ def generate(
     from kerasllm.interop.presets import read_config
 
     has_encoder = read_config(directory)[1].num_encoder_layers > 0
-    model = (kerasllm.Seq2SeqLM if has_encoder else kerasllm.CausalLM).from_preset(directory)
-    if adapter is not None:
-        model.load_adapter(adapter)
+    model = _load(kerasllm.Seq2SeqLM if has_encoder else kerasllm.CausalLM, directory, adapter)
     if max_new_tokens is None and not has_encoder:
         max_new_tokens = 100
     answer = model.generate(
@@ -208,6 +213,22 @@ def generate(
     print()
 
 
+def _load(task: type, directory: Path, adapter: Path | None) -> Any:
+    """A model, with an adapter's labels and weights if there is one."""
+    if adapter is None:
+        return task.from_preset(directory)
+    import warnings
+
+    from kerasllm.tuning.files import saved_labels
+
+    labels = saved_labels(adapter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # A head that the base lacks comes with the adapter.
+        model = task.from_preset(directory, **({"labels": labels} if labels else {}))
+    model.load_adapter(adapter)
+    return model
+
+
 @command
 def chat(
     directory: ModelArgument,
@@ -218,6 +239,7 @@ def chat(
     top_k: Annotated[int | None, typer.Option(help="Choose among this many tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among tokens of this probability.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same answers.")] = 0,
+    adapter: AdapterOption = None,
     backend: BackendOption = None,
 ) -> None:
     """Talk with a model that was tuned on conversations. /reset begins anew, /quit ends."""
@@ -228,7 +250,7 @@ def chat(
 
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     chosen = Sampler.from_arguments(sampler.value, seed=seed, **settings)
-    model = kerasllm.CausalLM.from_preset(directory)
+    model = _load(kerasllm.CausalLM, directory, adapter)
     session = Chat(model, system, max_new_tokens, chosen)
     if model.tokenizer.chat_template is None:
         typer.echo("(The model has no chat template: a default one is used, which it may not know.)", err=True)
@@ -271,13 +293,15 @@ def fill_mask(
     directory: ModelArgument,
     text: Annotated[str, typer.Argument(help="A text with the tokenizer's mask token, such as [MASK].")],
     top_k: Annotated[int, typer.Option(min=1, help="Tokens to show for each mask.")] = 5,
+    adapter: AdapterOption = None,
     backend: BackendOption = None,
 ) -> None:
     """Show what a masked language model puts in place of each mask."""
     _use(backend)
     import kerasllm
 
-    for number, mask in enumerate(kerasllm.MaskedLM.from_preset(directory).predict_masks(text, top_k), start=1):
+    model = _load(kerasllm.MaskedLM, directory, adapter)
+    for number, mask in enumerate(model.predict_masks(text, top_k), start=1):
         _print_table(f"mask {number}", {filled.token: f"{filled.probability:.1%}" for filled in mask})
 
 
@@ -285,13 +309,14 @@ def fill_mask(
 def classify(
     directory: ModelArgument,
     texts: Annotated[list[str], typer.Argument(help="Texts to label.")],
+    adapter: AdapterOption = None,
     backend: BackendOption = None,
 ) -> None:
     """Give texts the labels of a trained classifier."""
     _use(backend)
     import kerasllm
 
-    for text, answer in zip(texts, kerasllm.TextClassifier.from_preset(directory).classify(texts)):
+    for text, answer in zip(texts, _load(kerasllm.TextClassifier, directory, adapter).classify(texts)):
         _print_table(text, {label: f"{probability:.1%}" for label, probability in answer.probabilities.items()})
 
 
@@ -299,6 +324,7 @@ def classify(
 def embed(
     directory: ModelArgument,
     texts: Annotated[list[str], typer.Argument(help="Texts to turn into vectors.")],
+    adapter: AdapterOption = None,
     backend: BackendOption = None,
 ) -> None:
     """Print the vector of each text, as a line of JSON."""
@@ -307,7 +333,7 @@ def embed(
 
     import kerasllm
 
-    for text, vector in zip(texts, kerasllm.TextEmbedder.from_preset(directory).predict(texts, verbose=0)):
+    for text, vector in zip(texts, _load(kerasllm.TextEmbedder, directory, adapter).predict(texts, verbose=0)):
         print(json.dumps({"text": text, "vector": [round(float(x), 6) for x in vector]}, ensure_ascii=False))
 
 
@@ -336,6 +362,38 @@ def evaluate(
 
 
 @command
+def inspect(
+    directory: ModelArgument,
+    text: Annotated[str, typer.Argument(help="What the model reads.")],
+    target: Annotated[
+        str | None, typer.Option(help="What a model with an encoder writes; its own answer when left out.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where pictures go: a folder, or a .png file for one.")] = None,
+    picture: Annotated[PictureName, typer.Option(help="Which one, in a .png file.")] = PictureName.heads,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Measure the loss without each head, too.")] = False,
+    adapter: AdapterOption = None,
+    backend: BackendOption = None,
+) -> None:
+    """Look at how a model reads a text: its answer layer by layer, where its heads look, what they are good for."""
+    _use(backend)
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from kerasllm.inspection.command import inspect_directory
+
+    console = Console(highlight=False)
+    tables, paths = inspect_directory(directory, text, target, output, picture.value, ablate, adapter)
+    for title, columns, rows in tables:
+        table = Table(*columns, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(Text(title, "bold"), table, "", sep="\n")
+    for path in paths:
+        print(path)
+
+
+@command
 def quantize(
     directory: ModelArgument,
     eval_: Annotated[str, typer.Option("--eval", help="Text to compare on: a file, folder, glob, or builtin:NAME.")],
@@ -359,6 +417,135 @@ def quantize(
     options = {"keep": keep or (), "embeddings": embeddings, "group_size": group_size, "calibration": calibration}
     rows = quantize_directory(directory, output, eval_, mode, options, search, engine)
     _print_table(f"{directory} → {output}", rows)
+
+
+@command
+def prune(
+    directory: ModelArgument,
+    eval_: Annotated[str, typer.Option("--eval", help="Text to compare on: a file, folder, glob, or builtin:NAME.")],
+    method: Annotated[str, typer.Option(help="How zeros are chosen: magnitude, wanda or sparsegpt.")] = "wanda",
+    sparsity: Annotated[str, typer.Option(help="Share of zeros, or a pattern such as 2:4.")] = "0.5",
+    heads: Annotated[float, typer.Option(help="Share of heads to take away, instead of zeros.")] = 0.0,
+    neurons: Annotated[float, typer.Option(help="Share of feed-forward neurons to take away.")] = 0.0,
+    layers: Annotated[float, typer.Option(help="Share of blocks to take away.")] = 0.0,
+    calibration: Annotated[str | None, typer.Option(help="Text that is looked at to choose.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the model goes.  [default: DIR-pruned]")] = None,
+    backend: BackendOption = None,
+) -> None:
+    """Set weights to zero, or take heads, neurons and blocks away, and measure what it cost and brought."""
+    _use(backend)
+    from kerasllm.compression.command import prune_directory
+
+    output = output or directory.with_name(f"{directory.name}-pruned")
+    rows = prune_directory(directory, output, eval_, method, sparsity, heads, neurons, layers, calibration)
+    _print_table(f"{directory} → {output}", rows)
+
+
+@command
+def distil(
+    directory: ModelArgument,
+    data: Annotated[str, typer.Option(help="Text to train on: a file, folder, glob, hf: or builtin:NAME.")],
+    num_layers: Annotated[int, typer.Option(min=1, help="Blocks of the student, which begin as the teacher's.")],
+    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 1000,
+    learning_rate: Annotated[float, typer.Option(help="The highest; it comes down by a cosine.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 16,
+    divergence: Annotated[str, typer.Option(help="forward_kl, reverse_kl or jensen_shannon.")] = "forward_kl",
+    temperature: Annotated[float, typer.Option(help="What logits are divided by.")] = 2.0,
+    hard: Annotated[float, typer.Option(help="Share of the true tokens in the loss.")] = 0.5,
+    output: Annotated[Path | None, typer.Option(help="Where the student goes.  [default: DIR-student]")] = None,
+    backend: BackendOption = None,
+) -> None:
+    """Train a smaller model to answer as a saved one does."""
+    _use(backend)
+    from kerasllm.compression.command import distil_directory
+
+    output = output or directory.with_name(f"{directory.name}-student")
+    settings = {"divergence": divergence, "temperature": temperature, "hard": hard}
+    rows = distil_directory(directory, output, data, num_layers, steps, learning_rate, batch_size, **settings)
+    _print_table(f"{directory} → {output}", rows)
+
+
+@command
+def serve(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Saved models; each goes by its name.")],
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(help="What clients must send; KERASLLM_API_KEY when left out.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=DIR", help="An adapter of the first model, as a model of its own.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Answers made at once; up to 16 when left out.")] = None,
+    length: Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer; the model's context.")] = None,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Answers that may wait for a slot.")] = 256,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 600.0,
+    ssl_certfile: Annotated[Path | None, typer.Option(help="Certificate, for TLS.")] = None,
+    ssl_keyfile: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(help="An origin whose pages may call the server.")] = None,
+    log_text: Annotated[bool, typer.Option("--log-text", help="Log what people send, too.")] = False,
+    backend: BackendOption = None,
+) -> None:
+    """Serve models over HTTP, as OpenAI's clients expect it."""
+    _use(backend)
+    from kerasllm.serving.command import serve as run
+
+    run(
+        directories,
+        host,
+        port,
+        api_key=api_key,
+        adapters=adapter or (),
+        slots=slots,
+        length=length,
+        max_waiting=max_waiting,
+        seconds=timeout,
+        certificate=ssl_certfile,
+        certificate_key=ssl_keyfile,
+        cors_origins=cors_origin or (),
+        log_text=log_text,
+    )
+
+
+@command
+def playground(
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="A model of yours, to begin with.")] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; beyond this machine only with --auth.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="A free one from 7860 on, when 0.")] = 0,
+    auth: Annotated[str | None, typer.Option(metavar="NAME:PASSWORD", help="What the page asks for.")] = None,
+    desktop: Annotated[bool, typer.Option("--desktop", help="In a window of its own.")] = False,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("saved_models/playground"),
+    backend: BackendOption = None,
+) -> None:
+    """Open a page in which models are trained, looked into, changed, compared and taken away."""
+    _use(backend)
+    try:
+        from playground.server import Settings, run
+    except ModuleNotFoundError:
+        raise ImportError("The playground is not installed: pip install 'kerasllm[playground]'") from None
+    run(Settings(host=host, port=port, auth=auth, model=model, root=folder), desktop, browser)
+
+
+@command
+def export(
+    directory: ModelArgument,
+    format_: Annotated[
+        str, typer.Option("--format", help="tf_saved_model, onnx, openvino, litert, gguf or huggingface.")
+    ] = "tf_saved_model",
+    output: Annotated[Path | None, typer.Option(help="Where it goes.  [default: DIR-FORMAT]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a directory that exists.")] = False,
+    kind: Annotated[str | None, typer.Option(help="The weights of a GGUF file: f32, f16, q8_0 or q4_0.")] = None,
+    adapter: AdapterOption = None,
+    backend: BackendOption = None,
+) -> None:
+    """Write a model for other programs: TensorFlow Serving, ONNX Runtime, OpenVINO, LiteRT, llama.cpp, transformers."""
+    _use(backend)
+    from kerasllm.compression.command import saved_class
+    from kerasllm.serving.export import export_saved
+
+    model = _load(saved_class(directory), directory, adapter)
+    output = output or directory.with_name(f"{directory.name}-{format_}")
+    options = {} if kind is None else {"kind": kind}
+    typer.echo(str(export_saved(model, directory, output, format_, overwrite, **options)))
 
 
 @command

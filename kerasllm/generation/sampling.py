@@ -285,7 +285,7 @@ def draw(logits, uniforms):
         return _invert_torch(weights, uniforms)
     # First the block, then the place in it: XLA is slow at long cumulative sums (8 rows of 50,257: 1.3 ms, this 0.2).
     blocks = _in_blocks(weights, 0.0)
-    rows, count, width = blocks.shape
+    rows, count, width = ops.shape(blocks)
     masses = ops.sum(blocks, axis=-1)
     block, rest = _invert(masses, uniforms * ops.sum(masses, axis=-1))
     within = ops.take(ops.reshape(blocks, (-1, width)), ops.arange(rows, dtype="int32") * count + block, axis=0)
@@ -397,4 +397,4 @@ def _weights(logits):
 def _in_blocks(x, fill):
     """(rows, size) as (rows, blocks, LANES), filled up at the end."""
     x = ops.pad(x, ((0, 0), (0, -x.shape[-1] % LANES)), constant_values=fill)
-    return ops.reshape(x, (x.shape[0], -1, LANES))
+    return ops.reshape(x, (-1, x.shape[-1] // LANES, LANES))

@@ -9,6 +9,7 @@ from kerasllm.layers.block import TransformerBlock
 from kerasllm.layers.inner import inner
 from kerasllm.layers.norms import make_norm
 from kerasllm.layers.positions import relative_bucket, rotary_tables
+from kerasllm.layers.recompute import recompute
 
 
 class Visibility:
@@ -32,7 +33,7 @@ class Visibility:
             return self.attention_mask, False
         parts = []
         if self.padding_mask is not None:
-            parts.append(ops.cast(self.padding_mask, "bool")[:, None, None, :])
+            parts.append(ops.expand_dims(ops.cast(self.padding_mask, "bool"), (1, 2)))
         if self.document_ids is not None:
             parts.append(self.document_ids[:, None, :, None] == self.document_ids[:, None, None, :])
         if causal:
@@ -50,7 +51,8 @@ class Visibility:
             mask = ops.logical_and(mask, part)
         if self.padding_mask is not None:
             # A row of padding sees nothing; let it see itself, so that no softmax is over an empty set.
-            mask = ops.logical_or(mask, ops.eye(length, dtype="bool")[None, None])
+            places = ops.arange(length)
+            mask = ops.logical_or(mask, (places[:, None] == places[None, :])[None, None])
         return mask, False
 
 
@@ -80,7 +82,13 @@ class Stack(keras.layers.Layer):
         With `update_cache`: `(hidden, cache)`.
         With `trace`: `(hidden, hidden_states, attentions)`, lists over layers; `hidden_states` begins with `x` and
         so has one more. With cross-attention `(hidden, hidden_states, attentions, cross_attentions)`.
+
+    Attributes:
+        recompute: whether training keeps the input of each block alone, and runs the block again for its gradients:
+            much less memory for a third more work. Not for blocks with dropout, which would be another one.
     """
+
+    recompute = False
 
     def __init__(self, config, num_layers=None, causal=None, cross_attention=False, **kwargs):
         super().__init__(**kwargs)
@@ -131,16 +139,15 @@ class Stack(keras.layers.Layer):
         length = ops.shape(x)[1]
         window = self.config.sliding_window if self.causal else None
         mask, causal = (visibility or Visibility()).resolve(length, self.causal, window)
-        keys = cache[0][0].shape[1] if cache else length
         arguments = {
             "attention_mask": mask,
             "causal": causal,
             "rotary": self._rotary_of(positions, length),
-            "bias": self._bias_of(positions if cache else None, length, keys),
+            "bias": self._bias_of(positions, length, ops.shape(cache[0][0])[1] if cache else None),
             "training": training,
         }
         if source_mask is not None:
-            arguments["source_mask"] = ops.cast(source_mask, "bool")[:, None, None, :]
+            arguments["source_mask"] = ops.expand_dims(ops.cast(source_mask, "bool"), (1, 2))
 
         hidden_states, attentions, cross_attentions, new_cache = [x], [], [], []
         for i, block in list(enumerate(self.blocks))[start:stop]:
@@ -155,6 +162,8 @@ class Stack(keras.layers.Layer):
                 hidden_states.append(x)
                 attentions.append(weights)
                 cross_attentions += cross
+            elif training and self.recompute:
+                x = recomputed(block, x, arguments)
             else:
                 x = inner(block, x, **arguments)
         if self.config.norm_position == "pre" and stop is None:
@@ -181,13 +190,17 @@ class Stack(keras.layers.Layer):
         return tuple(ops.take(table, positions, axis=0) for table in tables)
 
     def _bias_of(self, positions, length, keys):
-        """The bias on attention scores, (1 or batch, heads, queries, keys); queries stand at 0, 1, 2 … or at
-        `positions` (batch, length) of a cache."""
-        c = self.config
-        if c.positions != "relative":
+        """The bias on attention scores, (1 or batch, heads, queries, keys), of tokens at `positions` (batch, length) or
+        0, 1, 2 …; the keys are these tokens or, if their number is given, those of a cache, at 0, 1, 2 …"""
+        if self.config.positions != "relative":
             return None
         queries = ops.arange(length)[None, :] if positions is None else positions
-        distance = ops.arange(keys)[None, None, :] - queries[:, :, None]
+        return self.bias_between(queries, queries if keys is None else ops.arange(keys, dtype=queries.dtype)[None, :])
+
+    def bias_between(self, queries, keys):
+        """The bias of relative positions, (1 or batch, heads, queries, keys), from (1 or batch, places) of both."""
+        c = self.config
+        distance = keys[:, None, :] - queries[:, :, None]
         buckets = relative_bucket(distance, not self.causal, c.relative_buckets, c.relative_max_distance)
         return ops.transpose(inner(self.relative_bias, buckets), (0, 3, 1, 2))
 
@@ -199,3 +212,15 @@ class Stack(keras.layers.Layer):
             "causal": self.causal,
             "cross_attention": self.cross_attention,
         }
+
+
+def recomputed(block, x, arguments: dict):
+    """What a block makes of `x`, of which nothing is kept for the gradients but what it is given."""
+    # Given as arguments, since TensorFlow computes no gradients of what a function just refers to.
+    given = {name: arguments[name] for name in ("source", "bias") if arguments.get(name) is not None}
+    others = {name: value for name, value in arguments.items() if name not in given}
+
+    def run(x, *values):
+        return inner(block, x, **others, **dict(zip(given, values)))
+
+    return recompute(block, run, x, *given.values())

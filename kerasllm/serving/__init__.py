@@ -1,0 +1,1 @@
+"""A model in service: files for other programs, and a server."""
