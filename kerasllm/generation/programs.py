@@ -75,7 +75,9 @@ class Programs:
 
     def empty_source(self, slots: int, length: int):
         """Room for sources of up to `length` tokens; nothing for a model without an encoder."""
-        return (self.empty_cache(slots, length), np.ones(slots, "int32")) if self.has_encoder else ()
+        if not self.has_encoder:
+            return ()
+        return self.empty_cache(slots, length + self.model.transformer.source_vectors), np.ones(slots, "int32")
 
     # The network ---------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class Slots:
         if not rows or not self.programs.has_encoder:
             return
         pairs, lengths = self.source
-        room = caches.length_of(pairs)
+        room = caches.length_of(pairs) - self.programs.model.transformer.source_vectors
         width = bucket(max(map(len, rows.values())), room, SMALLEST_BUCKET)
         for slot, ids in rows.items():
             lengths[slot] = len(ids)

@@ -1,0 +1,171 @@
+"""Our server beside `transformers serve` and llama.cpp's, on the same weights: tokens a second, and their times.
+
+    python benchmarks/serve.py saved_models/quickstart --servers kerasllm transformers llama.cpp --clients 1 4 16 64
+    python benchmarks/serve.py saved_models/quickstart --rate 2        # Poisson arrivals, 2 requests a second
+
+All servers run one after the other, each alone, with the same prompts and lengths (uniform in 1..128, from one seed),
+and are asked by the same client over `/v1/completions`, or `/v1/chat/completions` where there is nothing else.
+llama.cpp reads the GGUF file given with `--gguf`; `kerasllm export DIR --format gguf` writes it. Tokens are those that
+the server counts, or else the pieces that it sends.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+PROMPT = "The function returns a list of the names of all the files that are in the given directory, and "
+ROUTES = {"transformers": "/v1/chat/completions"}
+
+
+def command_of(server: str, directory: Path, port: int, gguf: Path | None, backend: str) -> list[str]:
+    """What starts a server."""
+    if server == "kerasllm":
+        options = ["--port", str(port), "--backend", backend]
+        return [sys.executable, "-m", "kerasllm", "serve", str(directory), *options]
+    if server == "transformers":
+        return [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port), str(directory)]
+    if gguf is None:
+        raise SystemExit("llama.cpp needs --gguf FILE: kerasllm export DIR --format gguf")
+    options = ["--model", str(gguf), "--port", str(port), "--n_ctx", "1024"]
+    return [sys.executable, "-m", "llama_cpp.server", *options]
+
+
+@contextlib.contextmanager
+def started(command: list[str], port: int, log: Path, limit: float = 300.0):
+    """A server's process, once it answers; told to stop at the end."""
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    try:
+        end = time.monotonic() + limit
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                status = httpx.get(f"http://127.0.0.1:{port}/health").status_code
+                if status in (200, 404):  # llama.cpp's server has no such route, and listens when it is ready.
+                    break
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"The server did not get ready, see {log}")
+            time.sleep(0.2)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+async def ask(http: httpx.AsyncClient, route: str, model: str, number: int, size: int) -> tuple[int, list[float]]:
+    """One streamed request: its tokens, and after how many seconds each piece came."""
+    prompt = f"{number}: {PROMPT * (1 + number % 3)}"
+    body = {"model": model, "max_tokens": size, "temperature": 0, "stream": True}
+    body |= {"stream_options": {"include_usage": True}} if "chat" not in route else {}
+    body |= {"messages": [{"role": "user", "content": prompt}]} if "chat" in route else {"prompt": prompt}
+    began, times, counted = time.perf_counter(), [], None
+    async with http.stream("POST", route, json=body) as answer:
+        if answer.status_code != 200:
+            raise RuntimeError((await answer.aread()).decode()[:300])
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if chunk.get("choices"):
+                times.append(time.perf_counter() - began)
+            elif chunk.get("usage"):
+                counted = chunk["usage"]["completion_tokens"]
+    return (len(times) if counted is None else counted), times
+
+
+async def load(url: str, route: str, model: str, clients: int, rate: float | None, requests: int) -> dict[str, float]:
+    """Closed loop: each client asks again as soon as it was answered. Open loop: requests come as a Poisson process."""
+    draw = random.Random(0)
+    sizes = [draw.randint(1, 128) for _ in range(requests)]
+    numbers, results, failed = iter(range(requests)), [], 0
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+
+        async def one(number: int) -> None:
+            nonlocal failed
+            try:
+                results.append(await ask(http, route, model, number, sizes[number]))
+            except (RuntimeError, httpx.HTTPError) as error:
+                failed += 1
+                print(f"  failed: {error}", file=sys.stderr)
+
+        async def client() -> None:
+            for number in numbers:
+                await one(number)
+
+        began = time.perf_counter()
+        if rate is None:
+            await asyncio.gather(*(client() for _ in range(clients)))
+        else:
+            tasks = []
+            for number in numbers:
+                tasks.append(asyncio.create_task(one(number)))
+                await asyncio.sleep(draw.expovariate(rate))
+            await asyncio.gather(*tasks)
+        seconds = time.perf_counter() - began
+    tokens = sum(size for size, _ in results)
+    first = sorted(times[0] for _, times in results if times)
+    between = sorted((times[-1] - times[0]) / (size - 1) for size, times in results if size > 1 and times)
+    if not results:
+        raise RuntimeError("No request was answered")
+    figures = {"tokens_per_second": tokens / seconds, "failed": failed}
+    for name, values in (("first", first), ("between", between)):
+        for percent in (50, 95, 99):
+            figures[f"{name}_p{percent}_ms"] = 1000 * values[min(len(values) - 1, len(values) * percent // 100)]
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--servers", nargs="+", default=["kerasllm"], choices=["kerasllm", "transformers", "llama.cpp"])
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16, 64])
+    parser.add_argument("--rate", type=float, help="Requests a second, in place of clients.")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "jax"))
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--output", type=Path, help="A JSON file for the figures.")
+    arguments = parser.parse_args()
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for server in arguments.servers:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        model = arguments.directory.resolve()
+        command = command_of(server, model, port, arguments.gguf, arguments.backend)
+        name = model.name if server == "kerasllm" else str(model)
+        with started(command, port, Path(tempfile.gettempdir()) / f"serve-{server}.log"):
+            runs = [("open", 0, arguments.rate)] if arguments.rate else [(f"{n}", n, None) for n in arguments.clients]
+            route, url = ROUTES.get(server, "/v1/completions"), f"http://127.0.0.1:{port}"
+            asyncio.run(load(url, route, name, 16, None, 16))  # Compiles.
+            for label, clients, rate in runs:
+                made = asyncio.run(load(url, route, name, clients, rate, arguments.requests))
+                figures.setdefault(label, {})[server] = made
+                print(f"{label:>5} {server:>12} " + "  ".join(f"{k} {v:.1f}" for k, v in made.items()), flush=True)
+    for label, row in figures.items():
+        for peer in [s for s in row if s != "kerasllm"] if "kerasllm" in row else []:
+            ratio = row["kerasllm"]["tokens_per_second"] / row[peer]["tokens_per_second"]
+            print(f"{label:>5} kerasllm / {peer}: {ratio:.2f}")
+    for server in arguments.servers:
+        if {"1", "16"} <= figures.keys():
+            ratio = figures["16"][server]["tokens_per_second"] / figures["1"][server]["tokens_per_second"]
+            print(f"{server}: 16 clients / 1 client: {ratio:.2f}")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
