@@ -10,19 +10,22 @@ References: Wijmans et al. (2024), "Cut Your Losses in Large-Vocabulary Language
 """
 
 import math
+from typing import NamedTuple
 
 import keras
 from keras import ops
 
 # Logits alive at once. Below it a single chunk is fastest; far above it memory decides.
 CHUNK_LOGITS = 2**25
+# Without a gradient of the kernel to add up, small chunks cost nothing.
+FROZEN_CHUNK_LOGITS = 2**23
 
 
-def chunk_tokens(num_tokens: int, vocabulary_size: int) -> int:
+def chunk_tokens(num_tokens: int, vocabulary_size: int, logits: int = CHUNK_LOGITS) -> int:
     """How many tokens a chunk holds: all of them when their logits are few, else a power of two."""
-    if num_tokens * vocabulary_size <= CHUNK_LOGITS:
+    if num_tokens * vocabulary_size <= logits:
         return num_tokens
-    return min(num_tokens, 1 << max(6, (CHUNK_LOGITS // vocabulary_size).bit_length() - 1))
+    return min(num_tokens, 1 << max(6, (logits // vocabulary_size).bit_length() - 1))
 
 
 def check_loss_options(label_smoothing: float, z_loss: float) -> None:
@@ -32,7 +35,18 @@ def check_loss_options(label_smoothing: float, z_loss: float) -> None:
             raise ValueError(f"`{name}` must be a number in [0, {below:g}). Received: {name}={value!r}")
 
 
-def linear_cross_entropy(hidden, kernel, targets, weights=None, chunk_size=None, *, label_smoothing=0.0, z_loss=0.0):
+def linear_cross_entropy(
+    hidden,
+    kernel,
+    targets,
+    weights=None,
+    chunk_size=None,
+    *,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    frozen_kernel=False,
+    frozen_rows=False,
+):
     """Summed cross-entropy of `softmax(hidden @ kernel)` against integer targets.
 
     Args:
@@ -43,6 +57,9 @@ def linear_cross_entropy(hidden, kernel, targets, weights=None, chunk_size=None,
         chunk_size: tokens whose logits are alive at once; chosen by size when left out.
         label_smoothing: share of a target's probability that is spread evenly over the whole vocabulary, in [0, 1).
         z_loss: factor of the square of log Σ exp(logits), which keeps the logits from drifting; PaLM's is 1e-4.
+        frozen_kernel: the kernel gets no gradient, and none is computed: a third of the work, and its memory.
+        frozen_rows: the kernel gets no gradient and is given as (vocabulary, dim), as a tied embedding lies: XLA would
+            else make a transposed copy of it.
 
     Returns:
         loss: scalar float32, in nats, Σ weight · (cross-entropy with the smoothed target + z_loss · logsumexp²).
@@ -63,12 +80,14 @@ def linear_cross_entropy(hidden, kernel, targets, weights=None, chunk_size=None,
     Chowdhery et al. (2022), "PaLM", section 5, for the z-loss.
     """
     check_loss_options(label_smoothing, z_loss)
-    num_tokens = hidden.shape[0]
+    num_tokens, vocabulary_size = hidden.shape[0], kernel.shape[0 if frozen_rows else 1]
+    trained = not (frozen_kernel or frozen_rows)
     if weights is None:
         weights = ops.ones_like(targets, dtype="float32")
     weights = ops.cast(weights, "float32")
     if chunk_size is None:
-        chunk_size = num_tokens and chunk_tokens(num_tokens, kernel.shape[1])
+        logits = CHUNK_LOGITS if trained else FROZEN_CHUNK_LOGITS
+        chunk_size = num_tokens and chunk_tokens(num_tokens, vocabulary_size, logits)
     if num_tokens is None or chunk_size >= num_tokens:
         chunk_size = None
     elif num_tokens % chunk_size:
@@ -76,7 +95,8 @@ def linear_cross_entropy(hidden, kernel, targets, weights=None, chunk_size=None,
         hidden = ops.pad(hidden, [(0, padding), (0, 0)])
         targets, weights = ops.pad(targets, [(0, padding)]), ops.pad(weights, [(0, padding)])
     targets, options = ops.cast(targets, "int32"), (float(label_smoothing), float(z_loss))
-    loss, correct, *nll = _BACKENDS[keras.backend.backend()](hidden, kernel, targets, weights, chunk_size, options)
+    run = _BACKENDS[keras.backend.backend()]
+    loss, correct, *nll = run(hidden, kernel, targets, weights, chunk_size, options, _Kernel(trained, frozen_rows))
     return loss, (nll[0] if nll else loss), correct
 
 
@@ -94,11 +114,19 @@ def token_log_likelihoods(hidden, kernel, targets, chunk_size=None):
 # The functions below return sums (loss, correct), and (loss, correct, nll) where the options make the loss another one.
 
 
-def _chunk(hidden, kernel, targets, weights, options):
+class _Kernel(NamedTuple):
+    """How the kernel is to be taken: whether it is trained, and whether it lies as (vocabulary, dim)."""
+
+    trained: bool
+    rows: bool
+
+
+def _chunk(hidden, kernel, targets, weights, options, rows):
     """The sums of one chunk, and d loss / d logits, in float32."""
     smoothing, z_loss = options
-    logits = ops.cast(ops.matmul(hidden, kernel), "float32")
-    is_target = ops.expand_dims(targets, 1) == ops.arange(kernel.shape[1], dtype="int32")
+    logits = ops.einsum("td,vd->tv", hidden, kernel) if rows else ops.matmul(hidden, kernel)
+    logits = ops.cast(logits, "float32")
+    is_target = ops.expand_dims(targets, 1) == ops.arange(logits.shape[1], dtype="int32")
     largest = ops.max(logits, axis=-1, keepdims=True)
     exponentials = ops.exp(logits - largest)
     total = ops.sum(exponentials, axis=-1, keepdims=True)
@@ -112,16 +140,16 @@ def _chunk(hidden, kernel, targets, weights, options):
     smoothed = (1 - smoothing) * target + smoothing * ops.mean(logits, axis=-1)
     loss = ops.sum(weights * (normalizer - smoothed + z_loss * normalizer**2))
     scaled = exponentials * ((weights * (1 + 2 * z_loss * normalizer))[:, None] / total)
-    expected = ops.where(is_target, 1 - smoothing, 0.0) + smoothing / kernel.shape[1]
+    expected = ops.where(is_target, 1 - smoothing, 0.0) + smoothing / logits.shape[1]
     return (loss, correct, nll), scaled - weights[:, None] * expected
 
 
-def _chunk_with_gradients(hidden, kernel, targets, weights, options):
-    sums, d_logits = _chunk(hidden, kernel, targets, weights, options)
+def _chunk_with_gradients(hidden, kernel, targets, weights, options, how):
+    """The sums of one chunk and the gradients, that of a kernel which is not trained being 0."""
+    sums, d_logits = _chunk(hidden, kernel, targets, weights, options, how.rows)
     d_logits = ops.cast(d_logits, hidden.dtype)
-    d_hidden = ops.matmul(d_logits, ops.transpose(kernel))
-    d_kernel = ops.matmul(ops.transpose(hidden), d_logits)
-    return sums, d_hidden, d_kernel
+    d_hidden = ops.matmul(d_logits, kernel if how.rows else ops.transpose(kernel))
+    return sums, d_hidden, ops.matmul(ops.transpose(hidden), d_logits) if how.trained else ops.zeros((), kernel.dtype)
 
 
 def _zeros(options):
@@ -132,7 +160,7 @@ def _added(sums, more):
     return tuple(a + b for a, b in zip(sums, more))
 
 
-def _jax(hidden, kernel, targets, weights, chunk_size, options):
+def _jax(hidden, kernel, targets, weights, chunk_size, options, how):
     import jax
     import jax.numpy as jnp
 
@@ -142,27 +170,27 @@ def _jax(hidden, kernel, targets, weights, chunk_size, options):
     @jax.custom_vjp
     def summed(hidden, kernel, targets, weights):
         if chunk_size is None:
-            return _chunk(hidden, kernel, targets, weights, options)[0]
+            return _chunk(hidden, kernel, targets, weights, options, how.rows)[0]
 
         def step(sums, chunk):
             h, t, w = chunk
-            return _added(sums, _chunk(h, kernel, t, w, options)[0]), None
+            return _added(sums, _chunk(h, kernel, t, w, options, how.rows)[0]), None
 
         return jax.lax.scan(step, _zeros(options), (split(hidden), split(targets), split(weights)))[0]
 
     def forward(hidden, kernel, targets, weights):
         if chunk_size is None:
-            sums, d_hidden, d_kernel = _chunk_with_gradients(hidden, kernel, targets, weights, options)
+            sums, d_hidden, d_kernel = _chunk_with_gradients(hidden, kernel, targets, weights, options, how)
             return sums, (d_hidden, d_kernel)
 
         def step(carry, chunk):
             h, t, w = chunk
-            more, d_hidden, d_kernel = _chunk_with_gradients(h, kernel, t, w, options)
+            more, d_hidden, d_kernel = _chunk_with_gradients(h, kernel, t, w, options, how)
             return (_added(carry[0], more), carry[1] + d_kernel.astype("float32")), d_hidden
 
         (sums, d_kernel), d_hidden = jax.lax.scan(
             step,
-            (_zeros(options), jnp.zeros(kernel.shape, "float32")),
+            (_zeros(options), jnp.zeros(kernel.shape if how.trained else (), "float32")),
             (split(hidden), split(targets), split(weights)),
         )
         return sums, (d_hidden.reshape(hidden.shape), d_kernel.astype(kernel.dtype))
@@ -170,19 +198,20 @@ def _jax(hidden, kernel, targets, weights, chunk_size, options):
     def backward(gradients, upstream):
         scale = upstream[0]
         d_hidden, d_kernel = gradients
-        return (d_hidden * scale.astype(d_hidden.dtype), d_kernel * scale.astype(d_kernel.dtype), None, None)
+        d_kernel = d_kernel * scale.astype(d_kernel.dtype) if how.trained else None
+        return d_hidden * scale.astype(d_hidden.dtype), d_kernel, None, None
 
     summed.defvjp(forward, backward)
     return summed(hidden, kernel, targets, weights)
 
 
-def _tensorflow(hidden, kernel, targets, weights, chunk_size, options):
+def _tensorflow(hidden, kernel, targets, weights, chunk_size, options, how):
     import tensorflow as tf
 
     @tf.custom_gradient
     def summed(hidden, kernel):
         if chunk_size is None:
-            sums, d_hidden, d_kernel = _chunk_with_gradients(hidden, kernel, targets, weights, options)
+            sums, d_hidden, d_kernel = _chunk_with_gradients(hidden, kernel, targets, weights, options, how)
         else:
             dim = hidden.shape[1]
             h = tf.reshape(hidden, (-1, chunk_size, dim))
@@ -190,7 +219,7 @@ def _tensorflow(hidden, kernel, targets, weights, chunk_size, options):
             num_chunks = h.shape[0]
 
             def body(i, sums, d_kernel, d_hidden):
-                more, d_h, d_k = _chunk_with_gradients(h[i], kernel, t[i], w[i], options)
+                more, d_h, d_k = _chunk_with_gradients(h[i], kernel, t[i], w[i], options, how)
                 return i + 1, _added(sums, more), d_kernel + tf.cast(d_k, tf.float32), d_hidden.write(i, d_h)
 
             _, sums, d_kernel, d_hidden = tf.while_loop(
@@ -199,7 +228,7 @@ def _tensorflow(hidden, kernel, targets, weights, chunk_size, options):
                 (
                     0,
                     _zeros(options),
-                    tf.zeros(kernel.shape),
+                    tf.zeros(kernel.shape if how.trained else ()),
                     tf.TensorArray(hidden.dtype, size=num_chunks, element_shape=(chunk_size, dim)),
                 ),
                 maximum_iterations=num_chunks,
@@ -208,16 +237,19 @@ def _tensorflow(hidden, kernel, targets, weights, chunk_size, options):
             d_kernel = tf.cast(d_kernel, kernel.dtype)
 
         def backward(d_loss, *_):
-            return d_hidden * tf.cast(d_loss, d_hidden.dtype), d_kernel * tf.cast(d_loss, d_kernel.dtype)
+            d_trained = d_kernel * tf.cast(d_loss, d_kernel.dtype) if how.trained else None
+            return d_hidden * tf.cast(d_loss, d_hidden.dtype), d_trained
 
         return sums, backward
 
     return summed(tf.convert_to_tensor(hidden), tf.convert_to_tensor(kernel))
 
 
-def _torch(hidden, kernel, targets, weights, chunk_size, options):
+def _torch(hidden, kernel, targets, weights, chunk_size, options, how):
     from kerasllm.losses_torch import LinearCrossEntropy
 
+    kernel = kernel if how.trained else kernel.detach()
+    kernel = kernel.t() if how.rows else kernel
     return LinearCrossEntropy.apply(hidden, kernel, targets, weights, chunk_size, *options)
 
 

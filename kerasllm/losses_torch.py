@@ -8,7 +8,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, kernel, targets, weights, chunk_size, smoothing, z_loss):
-        needs_gradient = any(ctx.needs_input_grad)
+        needs_gradient, trains_kernel = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
         size = chunk_size or hidden.shape[0]
         loss = nll = correct = torch.zeros((), device=hidden.device)
         plain = not (smoothing or z_loss)
@@ -38,6 +38,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                     d_logits.sub_((smoothing / kernel.shape[1] * w).unsqueeze(1))
                 d_logits = d_logits.to(hidden.dtype)
                 d_hidden.append(torch.mm(d_logits, kernel.t()))
+                if not trains_kernel:
+                    continue
                 if d_kernel is None:
                     # Held as (vocabulary, dim): the layout of the tied embedding that it is summed into.
                     d_kernel = torch.mm(d_logits.t(), h).float()
@@ -45,11 +47,12 @@ class LinearCrossEntropy(torch.autograd.Function):
                     d_kernel += torch.mm(d_logits.t(), h)
         if needs_gradient:
             d_hidden = d_hidden[0] if len(d_hidden) == 1 else torch.cat(d_hidden)
-            ctx.save_for_backward(d_hidden, d_kernel.to(kernel.dtype))
+            ctx.save_for_backward(d_hidden, d_kernel.to(kernel.dtype) if trains_kernel else None)
         ctx.mark_non_differentiable(correct, *([] if plain else [nll]))
         return (nll, correct) if plain else (loss, correct, nll)
 
     @staticmethod
     def backward(ctx, d_loss, *_):
         d_hidden, d_kernel = ctx.saved_tensors
-        return d_hidden * d_loss, (d_kernel * d_loss).t(), None, None, None, None, None
+        d_kernel = None if d_kernel is None else (d_kernel * d_loss).t()
+        return d_hidden * d_loss, d_kernel, None, None, None, None, None

@@ -56,6 +56,26 @@ def test_equals_dense_cross_entropy(case, chunk_size, weighted):
     np.testing.assert_allclose(found[1], 0.5 * d_kernel, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 4, 7])
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_frozen_kernel_gets_no_gradient(case, chunk_size, rows):
+    """Either way it lies, the loss and the hidden states' gradient are the same, and nothing reaches the kernel."""
+    hidden, kernel, targets, weights = case
+    loss, _, correct, d_hidden, _ = oracle(*case)
+    given = ops.convert_to_tensor(kernel.T if rows else kernel)
+    how = {"frozen_rows": True} if rows else {"frozen_kernel": True}
+    arguments = (ops.convert_to_tensor(x) for x in (hidden, given, targets, weights))
+    found_loss, _, found_correct = linear_cross_entropy(*arguments, chunk_size, **how)
+    assert float(found_loss) == pytest.approx(loss, rel=1e-5) and float(found_correct) == pytest.approx(correct)
+
+    def of_both(h, factor):
+        return linear_cross_entropy(h, given * factor, targets, weights, chunk_size, **how)[0] + 0.0 * factor
+
+    found = gradients(of_both, hidden, np.float32(1.0))
+    np.testing.assert_allclose(found[0], d_hidden, atol=1e-5)
+    assert found[1] == 0
+
+
 @pytest.mark.parametrize("chunk_size", [None, 1, 8, 64])
 @pytest.mark.parametrize("label_smoothing, z_loss", OPTIONS)
 def test_label_smoothing_and_z_loss(case, chunk_size, label_smoothing, z_loss):

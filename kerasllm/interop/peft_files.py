@@ -183,7 +183,10 @@ def _ia3_to_peft(settings: IA3, names: Names, deltas):
 def _prompt_to_peft(settings: PromptTuning, names: Names, deltas):
     (delta,) = (delta for delta in deltas.values() if isinstance(delta, PromptDelta))
     c = delta.host.config
-    config = {"num_virtual_tokens": settings.num_tokens, "num_transformer_submodules": 1, "num_layers": c.num_layers}
+    # Only a prefix is for the decoder of two; they take it to be of both when it is.
+    parts = 2 if c.num_encoder_layers and isinstance(delta, PrefixDelta) else 1
+    config = {"num_virtual_tokens": settings.num_tokens, "num_transformer_submodules": parts}
+    config["num_layers"] = c.num_layers
     if isinstance(delta, PrefixDelta):
         # A head's size is theirs divided; with fewer heads for keys, both shrink.
         heads = {"token_dim": c.num_kv_heads * c.head_dim, "num_attention_heads": c.num_kv_heads}
@@ -306,6 +309,8 @@ def _ia3_from_peft(config: dict, names: Names, modules):
 def _prompt_from_peft(config: dict, prompt: np.ndarray, whole: tuple[str, ...]):
     prefix = config["peft_type"] == "PREFIX_TUNING"
     method = PrefixTuning if prefix else PromptTuning
+    # With an encoder, a file has vectors for two stacks, of which only the encoder's are read.
+    prompt = prompt[: config.get("num_virtual_tokens", len(prompt))]
     settings = method(num_tokens=prompt.shape[0], also_train=whole or None)
     return settings, {("transformer", "prompt", "prefix" if prefix else "prompt"): prompt}
 

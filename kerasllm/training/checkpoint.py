@@ -51,7 +51,8 @@ class Checkpoint(keras.callbacks.Callback):
         resume: go on from the newest whole checkpoint, if there is one.
 
     Other callbacks that have `get_state()` (returning what JSON can hold) and `set_state(state)` are saved
-    too, and so are Keras's EarlyStopping and ReduceLROnPlateau.
+    too, and so are Keras's EarlyStopping and ReduceLROnPlateau. One that changes what is trained has
+    `resume(state, within_epoch)` instead, which is called before weights are restored.
 
     Raises:
         Interrupted: a signal came; the checkpoint is written.
@@ -220,6 +221,14 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _restore(self, path):
         arrays, state = read(path)
+        if len(state["callbacks"]) != len(self._others()):
+            raise ValueError(
+                f"Checkpoint {str(path)!r} was made with {len(state['callbacks'])} other callbacks, and there are "
+                f"{len(self._others())} now. Resume with the same list."
+            )
+        for callback, of_callback in zip(self._others(), state["callbacks"]):
+            if hasattr(callback, "resume"):
+                callback.resume(of_callback, within_epoch=state["step"] > 0)
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
         groups = self._groups()
@@ -243,11 +252,6 @@ class Checkpoint(keras.callbacks.Callback):
                 f"Checkpoint {str(path)!r} was made with other data: {', '.join(differing)} differ. "
                 "Resume with the same data, batch size and seed."
             )
-        if len(state["callbacks"]) != len(self._others()):
-            raise ValueError(
-                f"Checkpoint {str(path)!r} was made with {len(state['callbacks'])} other callbacks, and there are "
-                f"{len(self._others())} now. Resume with the same list."
-            )
         for group in ("trainable", "non_trainable", "optimizer"):
             for i, variable in enumerate(groups[group]):
                 variable.assign(arrays[f"{group}/{i:05d}"])
@@ -267,7 +271,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _set_callback_states(self, states):
         for i, (callback, state) in enumerate(zip(self._others(), states)):
-            if state is None:
+            if state is None or hasattr(callback, "resume"):
                 continue
             if hasattr(callback, "set_state"):
                 callback.set_state(state)

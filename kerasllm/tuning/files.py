@@ -46,6 +46,8 @@ def save_adapter(model: keras.Model, directory, name: str = "default") -> None:
         config = {"peft_type": OWN_TYPE, "kerasllm": {"settings": adapter.settings.to_dict()}}
         tensors = {".".join(key): numpy(variable) for key, variable in variables_of(adapter, name).items()}
     config["kerasllm"] = {**config.get("kerasllm", {}), "fingerprint": state_of(model).fingerprint}
+    if getattr(model, "labels", None):
+        config["kerasllm"]["labels"] = model.labels
     _write(Path(directory), config, tensors)
 
 
@@ -61,11 +63,7 @@ def load_adapter(model: keras.Model, directory, name: str = "default") -> None:
         FileNotFoundError, ValueError: what is missing, damaged, of another base, or does not fit, by name. The model
             is then as it was.
     """
-    directory = Path(directory)
-    for file in (CONFIG, WEIGHTS):
-        if not (directory / file).is_file():
-            raise FileNotFoundError(f"{str(directory)!r} is no adapter's directory: it has no {file}.")
-    config = read_json(directory / CONFIG, MAX_CONFIG_BYTES)
+    directory, config = Path(directory), _config(directory)
     _check_base(model, config, directory)
     settings, values = _read(model, config, _tensors(directory / WEIGHTS))
     add_adapter(model, name, settings)
@@ -74,6 +72,23 @@ def load_adapter(model: keras.Model, directory, name: str = "default") -> None:
     except ValueError:
         delete_adapter(model, name)
         raise
+
+
+def saved_labels(directory) -> list[str] | None:
+    """The names of the labels that a classifier's adapter was trained on, if it has any.
+
+    Raises:
+        FileNotFoundError, ValueError: it is no adapter's directory.
+    """
+    return (_config(directory).get("kerasllm") or {}).get("labels")
+
+
+def _config(directory) -> dict:
+    directory = Path(directory)
+    for file in (CONFIG, WEIGHTS):
+        if not (directory / file).is_file():
+            raise FileNotFoundError(f"{str(directory)!r} is no adapter's directory: it has no {file}.")
+    return read_json(directory / CONFIG, MAX_CONFIG_BYTES)
 
 
 def variables_of(adapter, name: str) -> dict[tuple[str, str, str], keras.Variable]:

@@ -12,7 +12,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     Freeze the blocks before the model is compiled. Each time more is trained, Keras compiles the step again, as it
     must; this is counted in `compilations`, and printed. The optimizer keeps what it knows of the weights that it has
-    trained so far. A checkpoint cannot be resumed with this callback.
+    trained so far. `Checkpoint` resumes it like any other training.
 
     Args:
         every: epochs, or steps, after which the next block is trained.
@@ -39,25 +39,36 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if unit not in ("epochs", "steps"):
             raise ValueError(f"`unit` must be 'epochs' or 'steps'. Received: unit={unit!r}")
         self.every, self.unit, self.verbose = every, unit, verbose
-        self.compilations = 0
+        self.compilations = self._done = self._passed = 0
+
+    def get_state(self):
+        """For `Checkpoint`: how often more was unfrozen, and how many steps have begun."""
+        return {"done": self._done, "passed": self._passed}
+
+    def resume(self, state, within_epoch):
+        """Trains what was trained when the state was saved; before weights are restored, which are as many as then."""
+        self._go_to(state["done"])
+        self._passed = state["passed"] - within_epoch  # There, the step before which it was saved has begun.
 
     def on_train_begin(self, logs=None):
-        self._passed, self._stages, self._began = 0, _stages(self.model), False
+        self._passed = self._done = 0
+        self._stages = _stages(self.model)
         if not self._stages:
             raise ValueError('No block is frozen. Freeze some before compiling: model.freeze("embedding", "first 6").')
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.unit == "epochs":
-            self._count()
+            self._go_to(epoch // self.every)
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.unit == "steps":
-            self._count()
-
-    def _count(self):
-        if self._passed and self._passed % self.every == 0 and self._stages:
-            self._unfreeze(*self._stages.pop(0))
+            self._go_to(self._passed // self.every)
         self._passed += 1
+
+    def _go_to(self, stage):
+        while self._done < stage and self._stages:
+            self._unfreeze(*self._stages.pop(0))
+            self._done += 1
 
     def _unfreeze(self, name, layers):
         model = self.model  # On JAX, this puts what was trained so far back into the variables.

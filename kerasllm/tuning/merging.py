@@ -78,21 +78,22 @@ def _factors(deltas, method: str, density: float, random) -> tuple[np.ndarray, n
     rank = min(limit, sum(a.shape[1] for _, a, _ in pairs))
     if method == "linear" and rank < limit:
         return np.concatenate([a for _, a, _ in pairs], axis=1), np.concatenate([s * b for s, _, b in pairs], axis=0)
-    changes = np.stack([s * (a.astype("float64") @ b) for s, a, b in pairs])
-    u, s, v = np.linalg.svd(_combined(changes, method, density, random), full_matrices=False)
+    changes = np.stack([delta.scaling * (a.astype("float64") @ b) for (_, delta), (_, a, b) in zip(deltas, pairs)])
+    weights = np.array([weight for weight, _ in deltas])[:, None, None]
+    u, s, v = np.linalg.svd(_combined(changes, weights, method, density, random), full_matrices=False)
     root = np.sqrt(s[:rank])
     return u[:, :rank] * root, root[:, None] * v[:rank]
 
 
-def _combined(changes: np.ndarray, method: str, density: float, random) -> np.ndarray:
+def _combined(changes: np.ndarray, weights: np.ndarray, method: str, density: float, random) -> np.ndarray:
     """Changes of one kernel, (adapters, in, out), as one, (in, out)."""
     if method == "linear":
-        return changes.sum(axis=0)
+        return (weights * changes).sum(axis=0)
     if method == "dare":
-        return (changes * (random.random(changes.shape) < density) / density).sum(axis=0)
+        return (weights * changes * (random.random(changes.shape) < density) / density).sum(axis=0)
     flat = np.abs(changes).reshape(len(changes), -1)
-    kept = max(1, round(density * flat.shape[1]))
+    kept = max(1, int(density * flat.shape[1]))
     least = np.partition(flat, -kept, axis=1)[:, -kept][:, None, None]
     changes = np.where(np.abs(changes) >= least, changes, 0.0)
     agreeing = (np.sign(changes) == np.sign(changes.sum(axis=0))) & (changes != 0)
-    return (changes * agreeing).sum(axis=0) / np.maximum(agreeing.sum(axis=0), 1)
+    return (weights * changes * agreeing).sum(axis=0) / np.maximum(agreeing.sum(axis=0), 1)

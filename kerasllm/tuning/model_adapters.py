@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import keras
 
+from kerasllm.layers.stack import Stack
 from kerasllm.tuning.delta import numpy
 from kerasllm.tuning.fingerprint import fingerprint
 from kerasllm.tuning.settings import Part, Settings
@@ -104,6 +105,7 @@ def add_adapter(model: keras.Model, name: str, settings: Settings) -> None:
     for part in parts:
         part.delta.attach()
     state.all[name] = Adapter(settings, gate, parts)
+    recompute_over_quantized(model)
     forget_compiled(model)
     train_adapter(model, name)
 
@@ -246,7 +248,21 @@ def delete_adapter(model: keras.Model, name: str) -> None:
     if not state.all:
         state.thaw()
         model._adapters = None
+    recompute_over_quantized(model)
     forget_compiled(model)
+
+
+def recompute_over_quantized(model: keras.Model) -> None:
+    """Lets the blocks of a quantized base, whose small size is the point, keep as little as can be while training.
+
+    Not with dropout, nor with a prefix, which blocks are not given as an argument.
+    """
+    layers = model._flatten_layers()
+    wanted = state_of(model) is not None and any(getattr(layer, "quantization_mode", None) for layer in layers)
+    random = any(isinstance(layer, keras.layers.Dropout) and layer.rate for layer in layers)
+    prompted = any(getattr(layer, "prompted", None) for layer in layers)
+    for stack in (layer for layer in layers if isinstance(layer, Stack)):
+        stack.recompute = wanted and not random and not prompted
 
 
 def adapters(model: keras.Model) -> dict[str, Settings]:

@@ -217,3 +217,35 @@ def test_what_we_make_ourselves_peft_opens(tmp_path):
         _, model = make("gpt2", tmp_path / "base")
         model.load_adapter(tmp_path / str(i))
         np.testing.assert_allclose(ops.convert_to_numpy(ours(model, "gpt2")), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.one_backend
+def test_several_as_one(tmp_path):
+    """Their weighted sum, TIES and, where nothing is dropped, DARE."""
+    base, model = make("llama", tmp_path / "base")
+    peer, names, weights = None, ["a", "b"], [0.7, 0.4]
+    for name, rank in zip(names, (2, 1)):
+        config = peft.LoraConfig(r=rank, lora_alpha=3, target_modules=LINEAR["llama"], task_type="CAUSAL_LM")
+        peer = peft.get_peft_model(base, config, name) if peer is None else peer
+        if name not in peer.peft_config:
+            peer.add_adapter(name, config)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for key, parameter in peer.named_parameters():
+            if "lora_" in key:
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    peer.save_pretrained(tmp_path)
+    for name in names:
+        model.load_adapter(tmp_path / name, name)
+    found = {}
+    for method, kind, density in (("linear", "cat", None), ("ties", "ties_svd", 0.4), ("dare", "dare_linear_svd", 1.0)):
+        peer.add_weighted_adapter(names, weights, method, kind, svd_rank=3, density=density)
+        peer.set_adapter(method)
+        with torch.no_grad():
+            expected = theirs(peer.eval(), "llama").numpy()
+        kerasllm.tuning.combine_adapters(model, names, method, weights, method=method, density=density or 0.2)
+        found[method] = ops.convert_to_numpy(ours(model, "llama"))
+        np.testing.assert_allclose(found[method], expected, atol=1e-4, rtol=1e-4, err_msg=method)
+    assert np.abs(found["ties"] - found["linear"]).max() > 1e-2
+    model.set_adapter(names, weights)
+    np.testing.assert_allclose(ops.convert_to_numpy(ours(model, "llama")), found["linear"], atol=1e-5)

@@ -86,6 +86,27 @@ def test_a_classifier_s_adapter_brings_its_head(folder, tmp_path):
         model.load_adapter(tmp_path)
         answers.append(model.predict(["a 3", "b 4"], verbose=0))
     np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+    shown = run("classify", folder / "bert", "a 3", "--adapter", tmp_path)
+    label = model.classify("a 3").label
+    assert shown.split()[2] == label and label in ("x", "y")
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("command", "cls", "text"),
+    [("fill-mask", kerasllm.MaskedLM, "the [MASK]at"), ("embed", kerasllm.TextEmbedder, "the cat")],
+)
+def test_commands_that_read_use_an_adapter(command, cls, text, folder, tmp_path):
+    model = cls.from_preset(folder / "bert")
+    model.add_adapter("default", kerasllm.tuning.LayerNormTuning())
+    for i, variable in enumerate(model.trainable_variables):
+        variable.assign(np.random.default_rng(i).normal(size=variable.shape))
+    model.save_adapter(tmp_path)
+    shown = run(command, folder / "bert", text, "--adapter", tmp_path)
+    assert shown != run(command, folder / "bert", text)
+    model.merge()
+    model.save_to_preset(tmp_path / "merged")
+    assert shown == run(command, tmp_path / "merged", text)
 
 
 @pytest.mark.one_backend

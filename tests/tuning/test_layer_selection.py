@@ -1,11 +1,14 @@
 """Freezing by name and by block, gradual unfreezing, and learning rates that differ by layer."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 import kerasllm
+from kerasllm.training import Checkpoint
 from kerasllm.tuning import GradualUnfreezing, LoRA, freeze, layerwise_decay, lora_plus, unfreeze
 
 ROWS = np.random.default_rng(0).integers(0, 31, (8, 9)).astype("int32")
@@ -103,6 +106,27 @@ def test_gradual_unfreezing_goes_down_and_keeps_what_the_optimizer_knows(capsys)
     [moment] = [v for v in optimizer.variables if "final_norm_gamma_velocity" in v.path]
     assert np.abs(ops.convert_to_numpy(moment.value)).max() > 0
     model.fit(ROWS, epochs=1, batch_size=8, verbose=0)
+
+
+@pytest.mark.parametrize("unit", ["epochs", pytest.param("steps", marks=pytest.mark.one_backend)])
+def test_gradual_unfreezing_goes_on_from_a_checkpoint_bit_for_bit(unit, tmp_path):
+    def train(epochs, folder, resume):
+        model = new_model(1)
+        model.freeze("embedding", "first 1")
+        model.compile(keras.optimizers.Adam(1e-2))
+        gradual = GradualUnfreezing(every=1 if unit == "epochs" else 3, unit=unit, verbose=False)
+        checkpoint = Checkpoint(tmp_path / folder, every_steps=1, keep=20, resume=resume)
+        model.fit(ROWS, epochs=epochs, batch_size=4, verbose=0, callbacks=[gradual, checkpoint])
+        return values(model)
+
+    whole = train(3, "whole", False)
+    for step in (3, 4):  # In the middle of an epoch, and at its end.
+        shutil.copytree(tmp_path / "whole", tmp_path / f"from-{step}")
+        for path in (tmp_path / f"from-{step}").iterdir():
+            if int(path.name.split("-")[1]) > step:
+                shutil.rmtree(path)
+        resumed = train(3, f"from-{step}", True)
+        assert all((resumed[path] == value).all() for path, value in whole.items())
 
 
 def test_unfreezing_by_steps_is_the_same_training_as_compiling_anew():

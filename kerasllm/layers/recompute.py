@@ -1,0 +1,75 @@
+"""Training with little memory: a layer runs again for its gradients, instead of keeping what it computed."""
+
+import keras
+from keras import ops
+
+
+def recompute(layer, function, *arrays):
+    """`function(*arrays)`, of which nothing but the arrays is kept for the gradients.
+
+    As `keras.remat`, of whose second run XLA on a CPU computes what it can early, next to the first one, so that
+    nothing is saved. Here it reads input and frozen weights (which a quantized layer makes larger ones of) only when
+    the gradient of its output is there.
+
+    Args:
+        layer: whose weights the function reads, and no others.
+        function: of arrays, returns one array, (batch, length, dim). Nothing in it is random.
+        arrays: floating point.
+
+    Reference: Chen et al. (2016), "Training Deep Nets with Sublinear Memory Cost".
+    """
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return keras.remat(function)(*arrays)
+    trained = [v for v in layer.variables if v.trainable]
+    frozen = [v for v in layer.variables if not v.trainable]
+
+    def first(trained_values, frozen_values, *arrays):
+        values = [*trained_values, *frozen_values]
+        with keras.StatelessScope(state_mapping=list(zip([*trained, *frozen], values))):
+            return function(*arrays)
+
+    def second(gradient, trained_values, frozen_values, x, *others):
+        """The function of trained weights and arrays, and what it is to be differentiated at."""
+        late = 0.0 * gradient[0, 0, 0]
+        frozen_values = [v + ops.cast(late, v.dtype) for v in frozen_values]
+        at = trained_values, x + ops.cast(late, x.dtype), *others
+        return lambda trained_values, *arrays: first(trained_values, frozen_values, *arrays), at
+
+    values = [[ops.convert_to_tensor(v) for v in variables] for variables in (trained, frozen)]
+    return (_jax if backend == "jax" else _tensorflow)(first, second, *values, *arrays)
+
+
+def _jax(first, second, *given):
+    import jax
+
+    def backward(kept, gradient):
+        function, at = second(gradient, *kept)
+        d_trained, *d_arrays = jax.vjp(function, *at)[1](gradient)
+        return d_trained, None, *d_arrays
+
+    run = jax.custom_vjp(first)
+    run.defvjp(lambda *given: (first(*given), given), backward)
+    return run(*given)
+
+
+def _tensorflow(first, second, trained, frozen, *arrays):
+    import tensorflow as tf
+
+    count = len(trained)
+    trained, frozen = ([tf.convert_to_tensor(v) for v in values] for values in (trained, frozen))
+
+    @tf.custom_gradient
+    def run(*given):
+        trained, arrays = given[:count], given[count:]
+
+        def backward(gradient):
+            function, at = second(gradient, trained, frozen, *arrays)
+            with tf.GradientTape() as tape:
+                tape.watch(at)
+                made = function(*at)
+            return tf.nest.flatten(tape.gradient(made, at, output_gradients=gradient))
+
+        return first(trained, frozen, *arrays), backward
+
+    return run(*trained, *arrays)
