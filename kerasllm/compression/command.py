@@ -1,14 +1,25 @@
-"""What `kerasllm quantize` does."""
+"""What `kerasllm quantize`, `prune` and `distil` do."""
 
 from pathlib import Path
 
 import kerasllm
+from kerasllm.compression.calibration import BUILTIN
+from kerasllm.compression.distillation import Distiller
 from kerasllm.compression.engines import ENGINES
 from kerasllm.compression.evaluation import evaluation_batches
 from kerasllm.compression.mixed_precision import search as search_modes
-from kerasllm.compression.report import compare, rows_of, save_report
+from kerasllm.compression.pruning import Magnitude, SparseGPT, Wanda, prune
+from kerasllm.compression.pruning import sparsity as zeros_of
+from kerasllm.compression.report import compare, num_bytes, rows_of, save_report
+from kerasllm.compression.structured_pruning import prune_structure
+from kerasllm.compression.students import student_from
+from kerasllm.data.pairs import read_pairs
+from kerasllm.data.pipeline import from_text
 from kerasllm.interop.presets import FAMILIES, MAX_JSON_BYTES, read_config
 from kerasllm.interop.weight_files import read_json
+from kerasllm.models.inputs import tokenizer_of
+from kerasllm.training.callbacks import Progress
+from kerasllm.training.optimizers import adamw
 
 
 def quantize_directory(
@@ -46,3 +57,92 @@ def saved_class(directory):
     tasks = {name: task for each in FAMILIES.values() for task, name in each.architectures.items()}
     default = "Seq2SeqLM" if config.num_encoder_layers else "CausalLM" if config.causal else "MaskedLM"
     return getattr(kerasllm, tasks.get(architectures[0], default))
+
+
+def prune_directory(
+    directory,
+    output,
+    source,
+    method="wanda",
+    sparsity: str = "0.5",
+    heads=0.0,
+    neurons=0.0,
+    layers=0.0,
+    calibration=None,
+) -> dict[str, str]:
+    """Prunes a saved model, saves it, and returns what it cost and brought, in words.
+
+    Args:
+        directory, output, source: as in `quantize_directory`.
+        method: "magnitude", "wanda" or "sparsegpt", for zeros.
+        sparsity: share of zeros, or a pattern such as "2:4".
+        heads, neurons, layers: shares to take away instead of setting weights to zero; see `prune_structure`.
+        calibration: text that is looked at; the documentation of Python when left out.
+    """
+    calibration = BUILTIN if calibration is None else calibration
+    cls = saved_class(directory)
+    before = cls.from_preset(directory)
+    batches = evaluation_batches(before, source)
+    if heads or neurons or layers:
+        after = prune_structure(before, heads, neurons, layers, calibration)
+    else:
+        after = cls.from_preset(directory)
+        prune(after, _method(method, sparsity, calibration))
+    rows = rows_of(compare(before, after, batches))
+    after.save_to_preset(output)
+    del rows["worst layers"]
+    return {**rows, "zeros": f"{zeros_of(after).total:.1%}"}
+
+
+def distil_directory(
+    directory, output, source, num_layers: int, steps=1000, learning_rate=1e-3, batch_size=16, **settings
+) -> dict[str, str]:
+    """Trains a student of some of a saved model's blocks to answer as it does, saves it, and returns what came of it.
+
+    Args:
+        directory: of the teacher.
+        output: where the student goes.
+        source: the text to train on, or pairs for a model with an encoder; the last tenth is kept to compare on.
+        num_layers: of the student.
+        steps, learning_rate, batch_size: of the training.
+        settings: of `Distiller`.
+    """
+    teacher = saved_class(directory).from_preset(directory)
+    student = student_from(teacher, num_layers)
+    distiller = Distiller(student, teacher, **settings)
+    train, validation = _train_and_validation(teacher, source, batch_size)
+    train.steps_per_epoch = steps
+    rows = {"perplexity, teacher": _perplexity(teacher, validation), "at first": _perplexity(student, validation)}
+    distiller.compile(adamw(learning_rate, total_steps=steps, warmup_steps=steps // 10, model=student))
+    distiller.fit(train, epochs=1, verbose=0, callbacks=[Progress()])
+    rows["distilled"] = _perplexity(student, validation)
+    student.save_to_preset(output)
+    size = {"size": f"{num_bytes(teacher) / 1e6:,.2f} → {num_bytes(student) / 1e6:,.2f} MB"}
+    return size | {name: f"{value:.3f}" for name, value in rows.items()}
+
+
+def _method(name: str, sparsity: str, calibration):
+    sparsity = sparsity if ":" in sparsity else float(sparsity)
+    if name == "magnitude":
+        return Magnitude(sparsity)
+    methods = {"wanda": Wanda, "sparsegpt": SparseGPT}
+    if name not in methods:
+        raise ValueError(f"`method` must be magnitude, {' or '.join(methods)}. Received: method={name!r}")
+    return methods[name](sparsity, calibration)
+
+
+def _train_and_validation(model, source, batch_size: int):
+    if model.config.num_encoder_layers:
+        pairs = read_pairs(source)
+        kept = max(1, len(pairs) // 10)
+        return tuple(
+            model.as_data(*map(list, zip(*part)), batch_size=batch_size, shuffle=True)
+            for part in (pairs[:-kept], pairs[-kept:])
+        )
+    objective, length = "causal" if model.config.causal else "masked", min(model.config.max_sequence_length, 256)
+    return from_text(source, tokenizer_of(model), objective, length, batch_size)
+
+
+def _perplexity(model, validation) -> float:
+    model.compile()
+    return model.evaluate(validation, verbose=0, return_dict=True)["perplexity"]

@@ -1,4 +1,4 @@
-"""The methods about quantization that every model of ours has."""
+"""The methods about quantization and pruning that every model of ours has."""
 
 
 class Quantizable:
@@ -31,3 +31,9 @@ class Quantizable:
             return None
         first, *blocks = chain_of(self)
         return {"pre_block_layers": [first], "sequential_blocks": blocks}
+
+    def fit(self, *arguments, **keywords):
+        from kerasllm.compression.pruning import share_masks
+
+        share_masks(self)
+        return super().fit(*arguments, **keywords)

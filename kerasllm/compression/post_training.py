@@ -69,7 +69,36 @@ def quantize(
 
     Reference: Dettmers et al. (2022), "LLM.int8()"; Frantar et al. (2022) for GPTQ; Lin et al. (2023) for AWQ.
     """
+    from kerasllm.compression.fake_quantization import check_as_trained, quantization_unaware
+
     mode, config = _resolved(mode, config)
+    layers, schemes = planned(
+        model,
+        mode,
+        config,
+        keep=keep,
+        embeddings=embeddings,
+        group_size=group_size,
+        activations=activations,
+        filters=filters,
+    )
+    check_as_trained(model, schemes)
+    calibrated = {name: scheme for name, scheme in schemes.items() if scheme.mode in CALIBRATED}
+    rows = _rows(model, calibration, config) if calibrated else None
+    quantization_unaware(model)
+    with quick_collections():
+        if calibrated:
+            _calibrate(model, layers, calibrated, rows, config)
+        for name, scheme in schemes.items():
+            if name not in calibrated:
+                # Keras refuses subclasses of its layers, for they could compute something else; ours do not.
+                given = config if getattr(config, "mode", None) == scheme.mode else scheme.config()
+                layers[name].quantize(scheme.mode, type_check=False, config=given)
+    forget_compiled(model)
+
+
+def planned(model, mode, config=None, *, keep, embeddings, group_size, activations, filters=None):
+    """(layers, schemes), both by name: what can be quantized, and how that will be; see `quantize`."""
     if model.adapters:
         raise ValueError(
             f"The model has adapters ({', '.join(model.adapters)}), which change the weights to quantize. Delete them, "
@@ -85,19 +114,7 @@ def quantize(
     chosen = _chosen(layers, mode, keep, embeddings, filters)
     if not chosen:
         raise ValueError("No layer is left to quantize. Keep fewer layers in floating point.")
-    in_blocks = _in_blocks(model, layers)
-    schemes = _schemes(layers, chosen, in_blocks, config, group_size, activations)
-    calibrated = {name: scheme for name, scheme in schemes.items() if scheme.mode in CALIBRATED}
-    rows = _rows(model, calibration, config) if calibrated else None
-    with quick_collections():
-        if calibrated:
-            _calibrate(model, layers, calibrated, rows, config)
-        for name, scheme in schemes.items():
-            if name not in calibrated:
-                # Keras refuses subclasses of its layers, for they could compute something else; ours do not.
-                given = config if getattr(config, "mode", None) == scheme.mode else scheme.config()
-                layers[name].quantize(scheme.mode, type_check=False, config=given)
-    forget_compiled(model)
+    return layers, _schemes(layers, chosen, _in_blocks(model, layers), config, group_size, activations)
 
 
 def forget_compiled(model) -> None:

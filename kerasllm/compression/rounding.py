@@ -75,15 +75,9 @@ def gptq(
     Reference: Frantar et al. (2022), "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers".
     """
-    kernel, gram = np.array(kernel, "float64"), np.array(gram, "float64")
-    diagonal = np.diag(gram).copy()
-    silent = diagonal == 0  # An input that was never there may be rounded as it is.
-    gram[silent, silent] = 1.0
-    gram[np.diag_indices_from(gram)] += damping * max(diagonal.mean(), 1e-12)
-    order = np.argsort(-diagonal, kind="stable") if by_activation else np.arange(len(kernel))
-    kernel, gram = kernel[order], gram[np.ix_(order, order)]
-    # Row i says what the inputs after i are to be changed by, given that those before it are fixed.
-    inverse = np.linalg.cholesky(np.linalg.inv(gram)).T
+    kernel = np.array(kernel, "float64")
+    order = np.argsort(-np.diag(gram), kind="stable") if by_activation else np.arange(len(kernel))
+    kernel, inverse = kernel[order], inverse_factor(gram[np.ix_(order, order)], damping)
 
     groups = group_ids(len(kernel), group_size)
     codes, parameters = np.zeros_like(kernel), []
@@ -104,6 +98,22 @@ def gptq(
     scale, zero = (np.stack(part) for part in zip(*parameters))
     back = np.argsort(order)
     return Rounded(codes[back], scale, zero, groups[back], np.ones(len(kernel)))
+
+
+def inverse_factor(gram: np.ndarray, damping: float) -> np.ndarray:
+    """Upper triangular (in, in): row i says what the inputs after i are to be changed by for an error of the weights
+    of i, given that those before it are fixed.
+
+    Args:
+        gram: (in, in).
+        damping: share of its mean that is added to the diagonal.
+    """
+    gram = np.array(gram, "float64")
+    diagonal = np.diag(gram).copy()
+    silent = diagonal == 0  # An input that was never there may be changed in any way.
+    gram[silent, silent] = 1.0
+    gram[np.diag_indices_from(gram)] += damping * max(diagonal.mean(), 1e-12)
+    return np.linalg.cholesky(np.linalg.inv(gram)).T
 
 
 def awq(kernel: np.ndarray, gram: np.ndarray, sizes: np.ndarray, group_size: int = -1, grid: int = 20) -> Rounded:
