@@ -1,5 +1,6 @@
 """The README.md of a trained model: what it is, what it was made of, what it reached, how to use it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,18 +51,17 @@ correct or safe.
 
 # Hugging Face's name of what the model does, and a line that does it.
 USAGE = {
-    "CausalLM": ("text-generation", "print(model.generate({text!r}, max_new_tokens=40, sampler='top_p', seed=0))"),
+    "CausalLM": ("text-generation", 'print(model.generate({text}, max_new_tokens=40, sampler="top_p", seed=0))'),
     "Chat": (
         "text-generation",
-        "from kerasllm.chat.session import answers\n\n"
-        "print(answers(model, [[{{'role': 'user', 'content': {text!r}}}]]))",
+        'from kerasllm.chat.session import answers\n\nprint(answers(model, [[{{"role": "user", "content": {text}}}]]))',
     ),
-    "Seq2SeqLM": ("text2text-generation", "print(model.generate({text!r}))"),
-    "MaskedLM": ("fill-mask", "print(model.predict_masks({text!r} + ' [MASK]'))"),
-    "PairedMaskedLM": ("fill-mask", "print(model.predict_masks({text!r} + ' [MASK]'))"),
-    "ReplacedTokenDetector": ("token-classification", "print(model.detect({text!r}))"),
-    "TextClassifier": ("text-classification", "print(model.classify({text!r}))"),
-    "TextEmbedder": ("sentence-similarity", "print(model.similarity({text!r}, ['one text', 'another']))"),
+    "Seq2SeqLM": ("text2text-generation", "print(model.generate({text}))"),
+    "MaskedLM": ("fill-mask", 'print(model.predict_masks({text} + " [MASK]"))'),
+    "PairedMaskedLM": ("fill-mask", 'print(model.predict_masks({text} + " [MASK]"))'),
+    "ReplacedTokenDetector": ("token-classification", "print(model.detect({text}))"),
+    "TextClassifier": ("text-classification", "print(model.classify({text}))"),
+    "TextEmbedder": ("sentence-similarity", 'print(model.similarity({text}, ["one text", "another"]))'),
 }
 
 
@@ -85,7 +85,7 @@ def model_card(recipe: Recipe, model, output: Path, mfu_denominator: str | None 
     return CARD.format(
         pipeline=pipeline,
         load=_load(recipe, task, getattr(model, "labels", None), output.name),
-        usage=usage.format(text=text),
+        usage=usage.format(text=_quoted(text)),
         name=output.name,
         description=recipe.description,
         sizes=(
@@ -104,11 +104,16 @@ def _load(recipe: Recipe, task: str, labels: list[str] | None, name: str) -> str
     if recipe.tuning.method in WHOLE_MODEL:
         return f'model = kerasllm.{task}.from_preset("{name}")  # the path of this directory'
     base = Path(recipe.start_from).name
-    options = f", labels={labels!r}" if labels else ""
+    options = f", labels={_quoted(labels)}" if labels else ""
     return (
         f'model = kerasllm.{task}.from_preset("{base}"{options})  # the path of the base\n'
         f'model.load_adapter("{name}")  # the path of this directory'
     )
+
+
+def _quoted(value: str | list[str]) -> str:
+    """As Python with double quotes, as the rest of a card has them."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _figures(recipe: Recipe, output: Path, mfu_denominator: str | None) -> list[tuple[str, str]]:
