@@ -1,10 +1,12 @@
 """What every test shares: a chosen backend, quiet logs, the same seed each time, and a text to train on."""
 
+import gc
 import os
 import random
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -16,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # reaching for the network fails a
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SEED = 1234
+MOST_BYTES = 4 * 2**30
 
 # Compilation makes the first example of any property slow, and a suite that must agree on three backends must
 # draw the same examples on each of them.
@@ -36,6 +39,18 @@ def fixed_seed() -> None:
     random.seed(SEED)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(SEED)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """Between modules, drops what backends keep of compiled functions once it is much: a whole run has thousands."""
+    yield
+    if psutil.Process().memory_info().rss < MOST_BYTES or "keras" not in sys.modules:
+        return
+    sys.modules["keras"].utils.clear_session()
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
