@@ -2,19 +2,22 @@
 
     python benchmarks/serve.py saved_models/quickstart --servers kerasllm transformers llama.cpp --clients 1 4 16 64
     python benchmarks/serve.py saved_models/quickstart --rate 2        # Poisson arrivals, 2 requests a second
+    python benchmarks/serve.py saved_models/quickstart --abuse 10000   # our server alone: malformed bodies, and memory
 
 All servers run one after the other, each alone, with the same prompts and lengths (uniform in 1..128, from one seed),
 and are asked by the same client over `/v1/completions`, or `/v1/chat/completions` where there is nothing else.
-llama.cpp reads the GGUF file given with `--gguf`; `kerasllm export DIR --format gguf` writes it. Tokens are those that
+llama.cpp reads the GGUF file given with `--gguf`, which must have a vocabulary; ours have none. Tokens are those that
 the server counts, or else the pieces that it sends.
 """
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -23,8 +26,10 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 
 PROMPT = "The function returns a list of the names of all the files that are in the given directory, and "
+WRONG = [b"", b'"', b"\\ud800", b"{", b"9" * 30, b"\x00", b"null", b"\xff"]  # what comes into a body
 ROUTES = {"transformers": "/v1/chat/completions"}
 
 
@@ -36,7 +41,7 @@ def command_of(server: str, directory: Path, port: int, gguf: Path | None, backe
     if server == "transformers":
         return [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port), str(directory)]
     if gguf is None:
-        raise SystemExit("llama.cpp needs --gguf FILE: kerasllm export DIR --format gguf")
+        raise SystemExit("llama.cpp needs --gguf FILE, with a vocabulary.")
     options = ["--model", str(gguf), "--port", str(port), "--n_ctx", "1024"]
     return [sys.executable, "-m", "llama_cpp.server", *options]
 
@@ -128,6 +133,42 @@ async def load(url: str, route: str, model: str, clients: int, rate: float | Non
     return figures
 
 
+def memory(process: psutil.Process) -> str:
+    """Megabytes of the server, and of its models' processes."""
+    held = [f"{one.memory_info().rss / 2**20:.1f}" for one in [process, *process.children()]]
+    return f"server {held[0]} MB, models {' '.join(held[1:])} MB"
+
+
+async def abuse(url: str, model: str, requests: int) -> dict[str, int]:
+    """Sends malformed bodies from 8 clients, while one more asks as it should; returns how often each status came."""
+    draw, statuses, numbers = random.Random(0), collections.Counter(), iter(range(requests))
+    valid = {"model": model, "prompt": "To be", "max_tokens": 2, "temperature": 0}
+    text, ended = json.dumps(valid).encode(), asyncio.Event()
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+
+        async def client() -> None:
+            for _ in numbers:
+                body = bytearray(text)
+                for _ in range(draw.randint(1, 6)):
+                    place = draw.randrange(len(body))
+                    body[place : place + draw.randint(0, 3)] = draw.choice(WRONG)
+                kind = {"Content-Type": draw.choice(["application/json", "text/plain"])}
+                answer = await http.post("/v1/completions", content=bytes(body), headers=kind)
+                statuses[str(answer.status_code)] += 1
+
+        async def other() -> None:
+            while not ended.is_set():
+                statuses[f"valid {(await http.post('/v1/completions', json=valid)).status_code}"] += 1
+
+        beside = asyncio.create_task(other())
+        await asyncio.gather(*(client() for _ in range(8)))
+        ended.set()
+        await beside
+        gauges = (await http.get("/metrics")).text.splitlines()
+    print("  " + ", ".join(g for g in gauges if re.match(r"kerasllm_(running|waiting|pending|restarts_total)", g)))
+    return dict(sorted(statuses.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
@@ -135,6 +176,7 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--rate", type=float, help="Requests a second, in place of clients.")
     parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--abuse", type=int, metavar="N", help="Malformed bodies, to our server, in place of a load.")
     parser.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "jax"))
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--output", type=Path, help="A JSON file for the figures.")
@@ -147,9 +189,15 @@ def main() -> None:
         model = arguments.directory.resolve()
         command = command_of(server, model, port, arguments.gguf, arguments.backend)
         name = model.name if server == "kerasllm" else str(model)
-        with started(command, port, Path(tempfile.gettempdir()) / f"serve-{server}.log"):
+        with started(command, port, Path(tempfile.gettempdir()) / f"serve-{server}.log") as process:
             runs = [("open", 0, arguments.rate)] if arguments.rate else [(f"{n}", n, None) for n in arguments.clients]
             route, url = ROUTES.get(server, "/v1/completions"), f"http://127.0.0.1:{port}"
+            if arguments.abuse:
+                for count in (arguments.abuse // 10, arguments.abuse, arguments.abuse):  # A leak would be in both.
+                    print(memory(psutil.Process(process.pid)))
+                    print(f"  {count} malformed bodies:", asyncio.run(abuse(url, name, count)))
+                print(memory(psutil.Process(process.pid)))
+                continue
             asyncio.run(load(url, route, name, 16, None, 16))  # Compiles.
             for label, clients, rate in runs:
                 made = asyncio.run(load(url, route, name, clients, rate, arguments.requests))

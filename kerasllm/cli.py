@@ -182,6 +182,9 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text at which to stop.")] = None,
     truncation: Annotated[bool, typer.Option("--truncation", help="Let the context slide.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print as it is written.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="What makes tokens: auto, keras, llama.cpp, onnxruntime or openvino.")
+    ] = "keras",
     adapter: AdapterOption = None,
     backend: BackendOption = None,
 ) -> None:
@@ -192,6 +195,10 @@ def generate(
 
     has_encoder = read_config(directory)[1].num_encoder_layers > 0
     model = _load(kerasllm.Seq2SeqLM if has_encoder else kerasllm.CausalLM, directory, adapter)
+    if engine != "keras":
+        from kerasllm.compression.engines import use_engine
+
+        use_engine(model, engine)
     if max_new_tokens is None and not has_encoder:
         max_new_tokens = 100
     answer = model.generate(
@@ -406,7 +413,9 @@ def quantize(
     search: Annotated[
         float | None, typer.Option(help="Mix int4 and int8, for at most this rise of perplexity: 0.01 is 1 %.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="What makes tokens: auto, keras or llama.cpp.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="What makes tokens: auto, keras, llama.cpp, onnxruntime or openvino.")
+    ] = "auto",
     backend: BackendOption = None,
 ) -> None:
     """Make a model smaller, and measure what it cost and brought."""
@@ -478,6 +487,9 @@ def serve(
     length: Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer; the model's context.")] = None,
     max_waiting: Annotated[int, typer.Option(min=0, help="Answers that may wait for a slot.")] = 256,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 600.0,
+    hang_timeout: Annotated[
+        float, typer.Option(min=1, help="A model that is asked and silent for so many seconds is started again.")
+    ] = 300.0,
     ssl_certfile: Annotated[Path | None, typer.Option(help="Certificate, for TLS.")] = None,
     ssl_keyfile: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
     cors_origin: Annotated[list[str] | None, typer.Option(help="An origin whose pages may call the server.")] = None,
@@ -498,6 +510,7 @@ def serve(
         length=length,
         max_waiting=max_waiting,
         seconds=timeout,
+        hang_seconds=hang_timeout,
         certificate=ssl_certfile,
         certificate_key=ssl_keyfile,
         cors_origins=cors_origin or (),

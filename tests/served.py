@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import keras
+import psutil
 
 from kerasllm import CausalLM, Tokenizer, TransformerConfig
 
@@ -68,17 +69,21 @@ class Server:
         ours = f'{{model="{model}"}}'
         return {name.removeprefix("kerasllm_").removesuffix(ours): float(v) for name, v in lines if name.endswith(ours)}
 
-    def until(self, model: str, running: int | None = None, waiting: int | None = None, seconds: float = 20.0) -> None:
-        """Waits until so many answers run and wait."""
-        end, wanted = time.monotonic() + seconds, {"running": running, "waiting": waiting}
-        wanted = {name: value for name, value in wanted.items() if value is not None}
+    @property
+    def engines(self) -> list[psutil.Process]:
+        """The processes of the models."""
+        return psutil.Process(self.process.pid).children()
+
+    def until(self, model: str, seconds: float = 20.0, **wanted: int) -> None:
+        """Waits until so many answers are `running`, `waiting` or `pending`."""
+        end = time.monotonic() + seconds
         while not wanted.items() <= (now := self.stats(model)).items():
             assert time.monotonic() < end, now
             time.sleep(0.02)
 
     def until_idle(self, model: str) -> None:
         """Waits until no answer runs or waits."""
-        self.until(model, 0, 0)
+        self.until(model, running=0, waiting=0, pending=0)
 
     def stop(self) -> tuple[int, str]:
         """Tells it to stop, and returns its exit code and its log."""

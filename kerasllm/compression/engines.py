@@ -4,7 +4,13 @@ import importlib.util
 
 from kerasllm.compression.post_training import quantized_layers
 
-ENGINES = ("auto", "keras", "llama.cpp")
+NEEDS = {  # what each engine imports
+    "llama.cpp": ("llama_cpp", "gguf"),
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
+    "keras": (),
+}
+ENGINES = ("auto", *sorted(NEEDS))
 KINDS = {"int8": "q8_0"}  # llama.cpp's nearest to a mode; all others have 4 bits
 
 
@@ -12,9 +18,11 @@ def use_engine(model, engine: str = "auto") -> str:
     """Lets an engine make a model's tokens, in `generate` and all that is built on it, until its weights change.
 
     Args:
-        model: a model that generates. llama.cpp runs a `CausalLM` that is a GPT-2 or a Llama: in 8 bits if it is
-            int8, in 4 bits if it is quantized otherwise, in float32 if it is not.
-        engine: "keras", "llama.cpp", or "auto": of those that are installed and run this model the faster, measured.
+        model: a model that generates. ONNX Runtime and OpenVINO run any `CausalLM`, with its own quantized weights.
+            llama.cpp runs those that are a GPT-2 or a Llama: in 8 bits if it is int8, in 4 bits if it is quantized
+            otherwise, in float32 if it is not.
+        engine: "keras", "llama.cpp", "onnxruntime", "openvino", or "auto": of those that are installed and run this
+            model the fastest, measured on a short answer.
 
     Returns:
         the name of the engine.
@@ -26,36 +34,48 @@ def use_engine(model, engine: str = "auto") -> str:
     Example:
     ```python
     model.quantize("int8")
-    use_engine(model, "llama.cpp")
+    use_engine(model, "onnxruntime")
     model.generate("To be")
     ```
     """
     if engine not in ENGINES:
         raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}")
+    if engine == "auto":
+        return _fastest(model)
+    model._programs = _made(model, engine)
+    return engine
+
+
+def _made(model, engine: str):
+    if engine == "keras":
+        return None  # They are made when they are used.
     if engine == "llama.cpp":
         from kerasllm.compression.llama_cpp import LlamaCpp
 
-        model._programs = LlamaCpp(model, _kind(model))
-    else:
-        model._programs = None
-    if engine != "auto":
-        return engine
-    if importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("gguf") is None:
-        return "keras"
-    return _faster(model)
+        return LlamaCpp(model, _kind(model))
+    from kerasllm.compression.onnx_engines import OnnxPrograms
+
+    return OnnxPrograms(model, engine)
 
 
-def _faster(model) -> str:
+def _fastest(model) -> str:
     from kerasllm.compression.report import tokens_per_second
 
-    keras = tokens_per_second(model)
-    try:
-        use_engine(model, "llama.cpp")
-    except ValueError:  # It does not run this model.
-        return "keras"
-    if tokens_per_second(model) >= keras:
-        return "llama.cpp"
-    return use_engine(model, "keras")
+    fastest, programs, speed = "keras", None, 0.0
+    for engine, packages in NEEDS.items():
+        if not all(map(importlib.util.find_spec, packages)):
+            continue
+        if engine == fastest:  # No other one runs here.
+            break
+        try:
+            use_engine(model, engine)
+        except ValueError:  # It does not run this model.
+            continue
+        found = tokens_per_second(model)
+        if found > speed:
+            fastest, programs, speed = engine, model._programs, found
+    model._programs = programs
+    return fastest
 
 
 def _kind(model) -> str:

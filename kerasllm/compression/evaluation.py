@@ -7,14 +7,19 @@ from keras import ops
 
 from kerasllm.compression.calibration import calibration_rows
 from kerasllm.data.pairs import read_pairs
+from kerasllm.models.labels import label_ids
 from kerasllm.models.language_model import no_gradient
 
 ROWS = 8  # in a batch
 HIDDEN = 7  # of so many tokens one is hidden from a masked language model
+TOKENS_A_TEXT = 8  # that a text to classify counts as
 
 
 class Batch(NamedTuple):
-    """What the model reads, and which token each place should predict, where `counts` says so, (batch, length)."""
+    """What the model reads, and which token each place should predict, where `counts` says so, (batch, length).
+
+    Of a classifier, which label each text has, (batch,).
+    """
 
     inputs: dict
     targets: np.ndarray
@@ -25,10 +30,11 @@ def evaluation_batches(model, source, max_tokens: int = 8192) -> list[Batch]:
     """Batches of a text, the same each time.
 
     Args:
-        model: a `CausalLM`, a `MaskedLM` (of whose tokens every seventh is hidden), or a `Seq2SeqLM`.
-        source: what `kerasllm.data.read_texts` takes, or arrays of token ids; for a `Seq2SeqLM` what
-            `kerasllm.data.read_pairs` takes.
-        max_tokens: tokens to look at, at the most.
+        model: a `CausalLM`, a `MaskedLM` (of whose tokens every seventh is hidden), a `Seq2SeqLM` or a
+            `TextClassifier`.
+        source: what `kerasllm.data.read_texts` takes, or arrays of token ids; for a `Seq2SeqLM` or a `TextClassifier`
+            what `kerasllm.data.read_pairs` takes: sources and targets, texts and labels.
+        max_tokens: tokens to look at, at the most; an eighth as many texts to classify.
 
     Raises:
         ValueError: the text is too short, or the task is another one.
@@ -36,10 +42,12 @@ def evaluation_batches(model, source, max_tokens: int = 8192) -> list[Batch]:
     names = {base.__name__ for base in type(model).__mro__}
     if "Seq2SeqLM" in names:
         return _pairs(model, source, max_tokens)
+    if "TextClassifier" in names:
+        return _labelled(model, source, max_tokens)
     if not names & {"CausalLM", "MaskedLM"}:
         raise ValueError(
-            f"Perplexity is of a CausalLM, a MaskedLM or a Seq2SeqLM. Received: a {type(model).__name__}. Evaluate it "
-            "with its own `evaluate`, before and after."
+            "A CausalLM, a MaskedLM, a Seq2SeqLM or a TextClassifier can be compared. Received: a "
+            f"{type(model).__name__}. Evaluate it with its own `evaluate`, before and after."
         )
     length = min(model.config.max_sequence_length, 256)
     rows = calibration_rows(model, source, max(1, max_tokens // length), length)
@@ -70,6 +78,16 @@ def _pairs(model, source, max_tokens: int) -> list[Batch]:
     return batches
 
 
+def _labelled(model, source, max_tokens: int) -> list[Batch]:
+    texts, labels = zip(*read_pairs(source)[: max(1, max_tokens // TOKENS_A_TEXT)])
+    inputs, labels = model.as_inputs(list(texts)), np.asarray(label_ids(list(labels), model.labels))
+    parts = [slice(begin, begin + ROWS) for begin in range(0, len(labels), ROWS)]
+    return [
+        Batch({name: x[part] for name, x in inputs.items()}, labels[part], np.ones(len(labels[part]), "bool"))
+        for part in parts
+    ]
+
+
 def log_probabilities(model, batch: Batch) -> np.ndarray:
     """float32 (tokens that count, vocabulary)."""
     with no_gradient():
@@ -93,6 +111,7 @@ class Difference(NamedTuple):
 
     Attributes:
         perplexity_before, perplexity_after: exp of the mean loss.
+        accuracy_before, accuracy_after: share of tokens, or labels, that are the likeliest.
         kl: mean Kullback-Leibler divergence of the new distribution from the old one, nats a token.
         top1_changed: share of tokens for which another one is now the likeliest.
         tokens: compared.
@@ -100,6 +119,8 @@ class Difference(NamedTuple):
 
     perplexity_before: float
     perplexity_after: float
+    accuracy_before: float
+    accuracy_after: float
     kl: float
     top1_changed: float
     tokens: int
@@ -107,12 +128,13 @@ class Difference(NamedTuple):
 
 def difference(before, after, batches: list[Batch]) -> Difference:
     """Compares two models of the same vocabulary, batch by batch."""
-    sums, tokens = np.zeros(4), 0
+    sums, tokens = np.zeros(6), 0
     for batch in batches:
         old, new = log_probabilities(before, batch), log_probabilities(after, batch)
         kl = (np.exp(old) * (old - new)).sum(axis=-1)
-        changed = old.argmax(axis=-1) != new.argmax(axis=-1)
-        sums += [part.sum(dtype="float64") for part in (_losses(old, batch), _losses(new, batch), kl, changed)]
+        targets, old_best, new_best = batch.targets[batch.counts], old.argmax(axis=-1), new.argmax(axis=-1)
+        parts = _losses(old, batch), _losses(new, batch), old_best == targets, new_best == targets, kl
+        sums += [part.sum(dtype="float64") for part in (*parts, old_best != new_best)]
         tokens += len(old)
     means = sums / tokens
-    return Difference(float(np.exp(means[0])), float(np.exp(means[1])), float(means[2]), float(means[3]), tokens)
+    return Difference(*map(float, (*np.exp(means[:2]), *means[2:])), tokens)

@@ -1,20 +1,19 @@
 """llama.cpp in the place of a model's compiled programs: everything that makes tokens then runs on it."""
 
 import ctypes
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from kerasllm.generation.programs import CHUNK, Programs
+from kerasllm.compression.step_programs import StepPrograms
 from kerasllm.interop.gguf import export_gguf
 
 MOST_TOKENS = 512  # in one of its calls
 
 
-class LlamaCpp:
-    """What the engine asks of `kerasllm.generation.programs.Programs`, answered by llama.cpp.
+class LlamaCpp(StepPrograms):
+    """What makes tokens with llama.cpp.
 
     Args:
         model: a `CausalLM` that `export_gguf` takes. Later changes of its weights do not count.
@@ -26,20 +25,13 @@ class LlamaCpp:
         ValueError: llama.cpp does not run such a model.
     """
 
-    has_encoder, compilations = False, 0
-
     def __init__(self, model, kind: str = "q8_0", threads: int | None = None):
         try:
             import llama_cpp
         except ImportError as error:
             raise ImportError('llama.cpp needs `pip install "kerasllm[llama-cpp]"`, which compiles it') from error
-        self._c = llama_cpp
-        self.limit, self.kind = model.config.max_sequence_length, kind
-        self.vocabulary_size = model.config.vocabulary_size
-        self.known = model.tokenizer.vocabulary_size if model.tokenizer else self.vocabulary_size
-        self.threads = threads or _cores()
-        self._keras = Programs(model)
-        self.choose = self._keras.choose
+        super().__init__(model, threads)
+        self._c, self.kind = llama_cpp, kind
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -57,69 +49,8 @@ class LlamaCpp:
         if getattr(self, "_model", None):
             self._c.llama_model_free(self._model)
 
-    def fits(self, model) -> bool:
-        return self._keras.fits(model)
-
     def empty_cache(self, slots: int, length: int) -> "_Context":
         return _Context(self, slots, length)
-
-    def empty_source(self, slots: int, length: int):
-        return ()
-
-    def extend(self, cache, token_ids, positions, source):
-        cache.feed(range(cache.slots), token_ids, positions)
-        return cache
-
-    def extend_slot(self, cache, token_ids, positions, source, slot):
-        cache.feed([int(slot)], token_ids, positions)
-        return cache
-
-    def copy_slots(self, cache, rows):
-        cache.copy(rows)
-        return cache
-
-    def read_slot(self, cache, slot):
-        raise ValueError("A prefix cache needs the engine 'keras'.")
-
-    write_slot = read_slot
-
-    def logits(self, cache, token_ids, positions, source):
-        """float32 (slots, width, vocabulary), no hidden states, and the cache."""
-        logits = cache.feed(range(cache.slots), token_ids, positions, with_logits=True)
-        logits[..., self.known :] = -1e30  # A padded vocabulary.
-        return logits, None, cache
-
-    def verify(self, cache, token_ids, positions, source):
-        return self.logits(cache, token_ids, positions, source)[0].argmax(axis=-1).astype("int32"), cache
-
-    def make_greedy(self, cache, tokens, positions, source, ends):
-        def likeliest(logits, count):
-            return logits.argmax(axis=-1)
-
-        return self._loop(likeliest, cache, tokens, positions, ends)
-
-    def make_sampled(self, cache, tokens, positions, source, ends, draw):
-        mu, counts = draw["mu"], np.array(draw["counts"])
-        uniforms = np.asarray(draw["uniforms"])
-
-        def chosen(logits, count):
-            nonlocal mu
-            tokens, mu = self.choose(logits, {**draw, "uniforms": uniforms[:, count], "mu": mu, "counts": counts})
-            tokens = np.asarray(tokens)
-            counts[np.arange(len(counts)), tokens] += 1
-            return tokens
-
-        return (*self._loop(chosen, cache, tokens, positions, ends), mu)
-
-    def _loop(self, choose, cache, tokens, positions, ends):
-        made, running, count = np.zeros((len(tokens), CHUNK), "int32"), ends["running"].copy(), 0
-        while count < ends["limit"] and running.sum() >= ends["least"]:
-            # Slots that ended compute along elsewhere; here they are left out.
-            logits, _, cache = self.logits(cache, np.asarray(tokens)[:, None], np.asarray(positions) + count, ())
-            tokens = made[:, count] = choose(logits[:, 0], count)
-            running &= (tokens[:, None] != ends["stops"]).all(axis=1)
-            count += 1
-        return made, count, cache
 
 
 class _Context:
@@ -165,7 +96,7 @@ class _Context:
 
     def copy(self, rows) -> None:
         """Slot i holds what slot rows[i] held; a slot that is copied stays as it is."""
-        for new, old in enumerate(map(int, rows)):
+        for new, old in enumerate(rows):
             if new != old:
                 self._c.llama_memory_seq_rm(self._memory, new, -1, -1)
                 self._c.llama_memory_seq_cp(self._memory, old, new, -1, -1)
@@ -179,8 +110,3 @@ class _Context:
             batch.seq_id[i][0] = slot
         if status := self._c.llama_decode(self._context, batch):
             raise RuntimeError(f"llama.cpp could not read {len(places)} tokens: llama_decode ended with {status}.")
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -26,13 +26,13 @@ def compare(before, after, batches, engine: str = "keras") -> dict:
         engine: that makes tokens with the quantized model; see `use_engine`. The float one has Keras's.
 
     Returns:
-        what `json.dumps` takes: "size_bytes", "tokens_per_second" and "perplexity", each before and after; "kl",
-        nats a token; "top1_changed", a share; "layers", the worst first; "engine"; "notes", in words.
+        what `json.dumps` takes: "size_bytes", "tokens_per_second", "perplexity" and "accuracy", each before and after;
+        "kl", nats a token; "top1_changed", a share; "layers", the worst first; "engine"; "notes", in words.
     """
     found = difference(before, after, batches)
     sizes = {"before": num_bytes(before), "after": num_bytes(after)}
     speeds = {}
-    if hasattr(after, "generate") and not after.config.num_encoder_layers:
+    if hasattr(after, "generate"):
         speeds["before"] = tokens_per_second(before)
         engine = use_engine(after, engine)
         speeds["after"] = tokens_per_second(after)
@@ -42,6 +42,7 @@ def compare(before, after, batches, engine: str = "keras") -> dict:
         "size_ratio": sizes["after"] / sizes["before"],
         "tokens_per_second": speeds,
         "perplexity": {"before": found.perplexity_before, "after": found.perplexity_after},
+        "accuracy": {"before": found.accuracy_before, "after": found.accuracy_after},
         "kl": found.kl,
         "top1_changed": found.top1_changed,
         "tokens": found.tokens,
@@ -93,6 +94,7 @@ def rows_of(report: dict) -> dict[str, str]:
     if speed:
         rows[f"tokens/s ({report['engine']})"] = f"{speed['before']:,.1f} → {speed['after']:,.1f}"
     rows["perplexity"] = f"{perplexity['before']:.3f} → {perplexity['after']:.3f} ({rise:+.2%})"
+    rows["accuracy"] = "{before:.2%} → {after:.2%}".format(**report["accuracy"])
     rows |= {"KL, nats a token": f"{report['kl']:.5f}", "top-1 changed": f"{report['top1_changed']:.2%}"}
     rows["worst layers"] = ", ".join(f"{row['layer']} {row['error']:.4f}" for row in report["layers"][:3])
     return rows | {"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(report["notes"])}

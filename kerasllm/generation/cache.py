@@ -8,6 +8,7 @@ axis from the products, and would copy the cache at each step to write into it w
 import keras
 from keras import ops
 
+PIECE = 64  # places that are read of a slot in one go
 MOST_PIECES = 64  # written one by one; more are written in one go, which copies the cache
 
 
@@ -85,6 +86,21 @@ def read_slot(cache, slot):
         if keras.backend.backend() == "torch":
             return x.index_select(0, slot.reshape(1).long())
         return ops.slice(x, (slot, 0, 0, 0), (1, *x.shape[1:]))
+
+    return [tuple(read(x) for x in pair) for pair in cache]
+
+
+def read_piece(cache, slot, start):
+    """PIECE places of one slot, from `start` on, which must be that far from the end; all of a shorter one."""
+    width = min(PIECE, length_of(cache))
+
+    def read(x):
+        if keras.backend.backend() == "torch":
+            import torch
+
+            places = start.long() + torch.arange(width, device=x.device)
+            return x.transpose(1, 2)[slot.reshape(1, 1).long(), places[None]].transpose(1, 2)
+        return ops.slice(x, (slot, 0, start, 0), (1, x.shape[1], width, x.shape[3]))
 
     return [tuple(read(x) for x in pair) for pair in cache]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from kerasllm.generation.requests import Request
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+MOST_AGAIN = 16  # tokens that are decoded again with each new one, or as many as half a character is away
 
 
 class Pieces:
@@ -22,7 +23,8 @@ class Pieces:
         # Decoded with the prompt before them: some decoders drop a leading space of what they are given.
         self.context = request.prompt[-8:]
         self.before = len(tokenizer.decode(self.context))
-        self.text = ""
+        self.text = self.settled = ""
+        self.start = 0  # the first token whose text is not settled
         self.read = self.sent = 0  # tokens, characters
         self.ended = False
 
@@ -46,7 +48,12 @@ class Pieces:
         return self.finish()[self.sent :]
 
     def _next(self) -> str:
-        self.text = self.tokenizer.decode(self.context + self.request.new_tokens[: self.read])[self.before :]
+        new = self.request.new_tokens[self.start : self.read]
+        self.text = self.settled + self.tokenizer.decode(self.context + new)[self.before :]
+        if len(new) >= MOST_AGAIN and not self.text.endswith(REPLACEMENT):
+            # Both ends of `new` are ends of characters: what comes is decoded after it alone.
+            self.context, self.start, self.settled = new, self.read, self.text
+            self.before = len(self.tokenizer.decode(new))
         found = [self.text.find(string) for string in self.stop if string in self.text]
         if found:
             self.text, self.ended = self.text[: min(found)], True

@@ -6,6 +6,7 @@ import hashlib
 import numpy as np
 from keras import ops
 
+from kerasllm.generation.cache import PIECE
 from kerasllm.generation.slots import Slots
 
 BLOCK = 16  # tokens
@@ -71,15 +72,18 @@ class PrefixCache:
     def keep(self, slots: Slots, slot: int, tokens: list[int]) -> None:
         """Keeps the whole blocks of what a slot holds: the beginning of `tokens`."""
         keys = self._keys(tokens[: slots.positions[slot]])
-        if all(key in self._blocks for key in keys):
-            return
-        row = slots.programs.read_slot(slots.cache, np.int32(slot))
-        row = [tuple(ops.convert_to_numpy(x) for x in pair) for pair in row]
+        width = min(PIECE, slots.length)
+        piece, start = None, 0
         for count, key in enumerate(keys):
             if key in self._blocks:
                 continue
-            place = slice(count * BLOCK, (count + 1) * BLOCK)
-            block = [tuple(x[:, :, place].copy() for x in pair) for pair in row]
+            first = count * BLOCK
+            if piece is None or first + BLOCK > start + width:
+                start = min(first, slots.length - width)
+                piece = slots.programs.read_piece(slots.cache, np.int32(slot), np.int32(start))
+                piece = [tuple(ops.convert_to_numpy(x) for x in pair) for pair in piece]
+            place = slice(first - start, first - start + BLOCK)
+            block = [tuple(x[:, :, place].copy() for x in pair) for pair in piece]
             self._blocks[key] = block
             self.num_bytes += _size(block)
         while self.num_bytes > self.max_bytes:

@@ -48,6 +48,7 @@ class Programs:
         self.merge = made(caches.merge, donate=0)
         self.write_slot = made(caches.write_slot, donate=0)
         self.read_slot = made(caches.read_slot)
+        self.read_piece = made(caches.read_piece)
         self.verify = made(self._verify, donate=0)
         if keras.backend.backend() == "torch":
             from kerasllm.generation import torch_loop

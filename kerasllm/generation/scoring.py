@@ -24,10 +24,10 @@ def prompt_log_probs(
         log-probabilities, and `{token: log-probability}` dicts; one fewer than there are tokens.
     """
     log_probs, alternatives = [], []
-    cache, length = programs.empty_cache(1, length), len(token_ids)
-    for start in range(0, length - 1, WIDTH):
-        ids = token_ids[start : min(start + WIDTH, length - 1)]
-        read = np.zeros((1, bucket(len(ids), WIDTH, SMALLEST_BUCKET)), "int32")
+    cache, width, last = programs.empty_cache(1, length), min(WIDTH, length), len(token_ids) - 1
+    for start in range(0, last, width):
+        ids = token_ids[start : min(start + width, last)]
+        read = np.zeros((1, bucket(len(ids), width, SMALLEST_BUCKET)), "int32")
         read[0, : len(ids)] = ids
         logits, _, cache = programs.logits(cache, read, np.array([start], "int32"), ())
         rows = log_softmax(ops.convert_to_numpy(logits)[0, : len(ids)])

@@ -141,6 +141,8 @@ def _explained(error: dict) -> tuple[str, str | None]:
         return f"Unsupported parameter: {'.'.join(place)!r}. It is not ignored: leave it out.", param
     if error["type"] == "json_invalid":
         return f"The body is no JSON: {error['ctx']['error']}", None
+    if isinstance(error.get("input"), bytes):
+        return "Send the body as JSON, with the header `Content-Type: application/json`.", None
     message = error["msg"].removeprefix("Value error, ")
     received = repr(error.get("input"))
     received = received if len(received) <= 80 else f"{received[:80]}…"
@@ -352,6 +354,8 @@ def _listed(model: str, key: str | None, result: dict) -> dict:
 
 
 def _add_adapters(app, models: Models, settings: Settings) -> None:
+    loading: set[str] = set()
+
     def check_allowed():
         if not settings.api_key:
             raise ApiError(403, "Adapters are loaded only where there is an API key. Start the server with --api-key.")
@@ -360,10 +364,14 @@ def _add_adapters(app, models: Models, settings: Settings) -> None:
     async def load_adapter(body: protocol.LoadAdapterRequest):
         """Adds an adapter, which is then a model's name of its own. What runs ends first."""
         check_allowed()
-        if body.lora_name in models.names:
+        if body.lora_name in loading or body.lora_name in models.names:
             raise ApiError(400, f"The name is taken. Received: lora_name={body.lora_name!r}", "lora_name")
         process = _base(models, body.base_model)
-        await process.call("load_adapter", settings.seconds, name=body.lora_name, directory=body.lora_path)
+        loading.add(body.lora_name)
+        try:
+            await process.call("load_adapter", settings.seconds, name=body.lora_name, directory=body.lora_path)
+        finally:
+            loading.discard(body.lora_name)
         process.adapters[body.lora_name] = body.lora_path
         return JsonResponse({"loaded": body.lora_name, "base_model": process.name})
 
@@ -375,7 +383,7 @@ def _add_adapters(app, models: Models, settings: Settings) -> None:
         if not adapter:
             raise ApiError(400, f"{body.lora_name!r} is a model, not an adapter.", "lora_name")
         await process.call("unload_adapter", settings.seconds, name=adapter)
-        del process.adapters[adapter]
+        process.adapters.pop(adapter, None)  # Somebody else may have been faster.
         return JsonResponse({"unloaded": adapter, "base_model": process.name})
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import os
 import signal
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ def serve(
     length: int | None = None,
     max_waiting: int = 256,
     seconds: float = 600.0,
+    hang_seconds: float = 300.0,
     certificate: Path | None = None,
     certificate_key: Path | None = None,
     cors_origins: Sequence[str] = (),
@@ -35,6 +37,7 @@ def serve(
         length: tokens of a prompt and its answer.
         max_waiting: answers that may wait for a slot.
         seconds: that a request may take.
+        hang_seconds: a model that is asked something and is silent for so long is started again.
         certificate, certificate_key: files, for TLS.
         cors_origins: whose pages may call the server.
         log_text: log what people send.
@@ -62,10 +65,12 @@ def serve(
     if (certificate is None) != (certificate_key is None):
         raise ValueError("TLS needs both a certificate and its key.")
     options = {"slots": slots, "length": length}
-    processes = [ModelProcess(directory, max_waiting, **options) for directory in directories]
+    processes = [ModelProcess(directory, max_waiting, hang_seconds, **options) for directory in directories]
     processes[0].adapters |= dict(_named(adapter) for adapter in adapters)
     app = make_app(Models(processes), Settings(api_key, seconds, cors_origins=tuple(cors_origins), log_text=log_text))
     log_to_stderr()
+    url = f"{'https' if certificate else 'http'}://{host}:{port}"
+    logging.getLogger("kerasllm.serving").info("starting", extra={"url": url, "models": [p.name for p in processes]})
     config = uvicorn.Config(
         app,
         host=host,

@@ -44,14 +44,16 @@ class Metrics:
 
         ready = made(GaugeMetricFamily, "ready", "Whether the model is loaded.")
         restarts = made(CounterMetricFamily, "restarts", "Times that its process was started again.")
+        pending = made(GaugeMetricFamily, "pending", "Answers that were asked for and are not whole.")
         said = {name: made(GaugeMetricFamily, name, text) for name, text in GAUGES.items()}
         said |= {name: made(CounterMetricFamily, name, text) for name, text in COUNTERS.items()}
         for model, process in self.models.processes.items():
             ready.add_metric([model], float(process.ready))
             restarts.add_metric([model], process.restarts)
+            pending.add_metric([model], process.pending)
             for name, family in said.items():
                 family.add_metric([model], process.stats.get(name, 0))
-        yield from (ready, restarts, *said.values())
+        yield from (ready, restarts, pending, *said.values())
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -8,6 +8,7 @@ import numpy as np
 from kerasllm.interop.weight_files import fresh_copy
 
 OPSET, IR = 18, 8
+MICROSOFT = "com.microsoft"  # the domain of operations that ONNX Runtime and OpenVINO have, and ONNX has not
 WEIGHTS = "weights.bin"
 ALIGNMENT = 64  # bytes
 
@@ -48,6 +49,7 @@ class Graph:
 
     Args:
         weights: where large constants go.
+        packed: whether quantized weights stay whole numbers; see `kerasllm.serving.onnx_packed`.
 
     Example:
     ```python
@@ -57,8 +59,8 @@ class Graph:
     ```
     """
 
-    def __init__(self, weights: Weights):
-        self.onnx, self.weights = import_onnx(), weights
+    def __init__(self, weights: Weights, packed: bool = False):
+        self.onnx, self.weights, self.packed = import_onnx(), weights, packed
         self.inputs, self.outputs, self.nodes, self.constants = [], [], [], {}
 
     def __call__(self, operation: str, *inputs, outputs: int = 1, **attributes):
@@ -69,9 +71,9 @@ class Graph:
         return names[0] if outputs == 1 else names
 
     def constant(self, values) -> str:
-        """The name of a number or an array: float32, bool or, of whole numbers, int64."""
+        """The name of a number or an array: float32, bool, uint8 if unsigned or, of other whole numbers, int64."""
         values = np.asarray(values)
-        values = values.astype({"f": "float32", "b": "bool"}.get(values.dtype.kind, "int64"))
+        values = values.astype({"f": "float32", "b": "bool", "u": "uint8"}.get(values.dtype.kind, "int64"))
         key = (values.shape, values.dtype.str, hashlib.sha256(values.tobytes()).digest())
         if key not in self.constants:
             name = f"constant_{len(self.constants)}"
@@ -106,7 +108,7 @@ class Graph:
     def save(self, path) -> None:
         make, path = self.onnx.helper, Path(path)
         graph = make.make_graph(self.nodes, path.stem, self.inputs, self.outputs, list(self.constants.values()))
-        opset = make.make_opsetid("", OPSET)
-        model = make.make_model(graph, opset_imports=[opset], ir_version=IR, producer_name="kerasllm")
+        opsets = [make.make_opsetid("", OPSET), *([make.make_opsetid(MICROSOFT, 1)] if self.packed else [])]
+        model = make.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="kerasllm")
         path.write_bytes(model.SerializeToString())
         self.onnx.checker.check_model(str(path))

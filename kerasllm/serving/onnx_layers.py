@@ -14,6 +14,7 @@ from keras import ops
 from kerasllm.layers.positions import relative_bucket, sinusoidal_table
 from kerasllm.layers.quantized import float_embeddings, float_head, float_kernel
 from kerasllm.serving.onnx_graph import Graph
+from kerasllm.serving.onnx_packed import gather_packed, multiply_packed
 
 HIDDEN = -1e30  # the score of what is not seen
 
@@ -36,7 +37,8 @@ def array(x) -> np.ndarray:
 
 
 def linear(g: Graph, layer, x: str) -> str:
-    y = g("MatMul", x, array(float_kernel(layer)))
+    y = multiply_packed(g, x, layer) if g.packed else None
+    y = y or g("MatMul", x, array(float_kernel(layer)))
     return y if layer.bias is None else g("Add", y, array(layer.bias))
 
 
@@ -63,7 +65,8 @@ def activate(g: Graph, name: str, x: str) -> str:
 def embed(g: Graph, layer, ids: str, positions: str, segments: str | None = None) -> str:
     """A `TokenEmbedding`; `positions` is (1 or batch, length)."""
     c = layer.config
-    x = g("Gather", array(float_embeddings(layer.tokens)), ids)
+    x = gather_packed(g, layer.tokens, ids) if g.packed else None
+    x = x or g("Gather", array(float_embeddings(layer.tokens)), ids)
     if c.scale_embeddings:
         x = g("Mul", x, math.sqrt(c.hidden_dim))
     if c.positions == "learned":
@@ -80,6 +83,8 @@ def head(g: Graph, layer, hidden: str) -> str:
     c = layer.config
     if c.scale_logits:
         hidden = g("Mul", hidden, 1 / math.sqrt(c.hidden_dim))
+    if g.packed and (logits := multiply_packed(g, hidden, layer.tokens)):
+        return logits
     if c.tie_embeddings:  # the same weights as those that are gathered from
         return g("MatMul", hidden, g("Transpose", array(float_embeddings(layer.tokens)), perm=[1, 0]))
     return g("MatMul", hidden, array(float_head(layer.tokens)))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from kerasllm.serving.onnx_graph import Graph, Weights
 from kerasllm.serving.onnx_layers import Seen, activate, array, embed, head, linear, norm, project, stack
 
@@ -34,9 +36,9 @@ def save_onnx(model, directory) -> list[str]:
     weights, kind = Weights(directory), type(model).__name__
     graphs = {"model": _seq2seq_forward if model.config.num_encoder_layers else _forward}
     if kind == "Seq2SeqLM":
-        graphs |= {"encoder": _encoder, "decoder": _decoder}
+        graphs |= {"encoder": _encoder, "decoder": decoder}
     elif kind == "CausalLM":
-        graphs["decoder"] = _decoder
+        graphs["decoder"] = decoder
     for name, fill in graphs.items():
         graph = Graph(weights)
         fill(graph, model)
@@ -75,9 +77,14 @@ def _encoder(g, model) -> None:
             g.give(f"source.{i}.{part}", value, "float32", _pair_shape(model, "source_length"))
 
 
-def _decoder(g, model) -> None:
+def decoder(g, model, few: bool = False) -> None:
+    """Fills a graph that reads new tokens after cached ones; see `save_onnx`.
+
+    Args:
+        few: whether logits are of the last tokens only, as many as a further input, `num_logits` (1,), says.
+    """
     c, network = model.config, model.transformer
-    decoder = network.decoder if c.num_encoder_layers else network
+    layers = network.decoder if c.num_encoder_layers else network
     ids = g.take("token_ids", "int64", PLACES)
     mask = g.take("padding_mask", "int64", ["batch", "total_length"])
     by_position = c.positions in ("learned", "sinusoidal", "rotary")
@@ -89,8 +96,11 @@ def _decoder(g, model) -> None:
     past = _pairs(g, model, "past", PAST)
     seen = _seen(g, ids, mask, True, c.sliding_window, past[0][0])
     x = embed(g, network.embedding, ids, positions)
-    hidden, present = stack(g, decoder, x, seen, positions, past, **source)
-    g.give("logits", head(g, network.embedding, hidden), "float32", [*PLACES, c.vocabulary_size])
+    hidden, present = stack(g, layers, x, seen, positions, past, **source)
+    if few:
+        hidden = g("Slice", hidden, g("Neg", g.take("num_logits", "int64", [1])), [np.iinfo("int64").max], [1])
+    shape = ["batch", "num_logits" if few else "length", c.vocabulary_size]
+    g.give("logits", head(g, network.embedding, hidden), "float32", shape)
     for i, pair in enumerate(present):
         for part, value in zip(("key", "value"), pair):
             g.give(f"present.{i}.{part}", value, "float32", _pair_shape(model, "total_length"))

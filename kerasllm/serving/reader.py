@@ -1,6 +1,7 @@
 """Models that read both ways, behind the server: vectors, labels, and what stands in the place of a mask."""
 
 import base64
+from collections.abc import Callable
 
 import numpy as np
 from keras import ops
@@ -22,10 +23,11 @@ class Reader:
 
     Args:
         model: with a tokenizer.
+        alive: called before each of a request's computations.
     """
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, alive: Callable[[], None] = lambda: None):
+        self.model, self.alive = model, alive
         self.answer = {TextEmbedder: self.embed, TextClassifier: self.classify, MaskedLM: self.fill_mask}[type(model)]
         self._call = compiled(model, lambda inputs: model.call(inputs, training=False))
         self._fill = compiled(model, self._at_places)
@@ -100,6 +102,7 @@ class Reader:
 
     def _arrays(self, rows: list) -> tuple[dict, int]:
         """The model's inputs, filled up to a power of two of rows and of tokens, and how many tokens are real."""
+        self.alive()
         inputs = self.model.as_inputs(rows)
         size, length = inputs["token_ids"].shape
         more = bucket(size, MOST_ROWS) - size

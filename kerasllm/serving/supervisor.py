@@ -17,6 +17,15 @@ from kerasllm.serving.errors import ApiError
 LINE_BYTES = 2**28  # of an answer, at the most
 LONGEST_PAUSE = 30.0  # seconds between two attempts to start
 PATIENCE = 10.0  # seconds that a process has to end by itself
+LAST = {"done", "result", "error"}  # what the last event of a request has one of
+WATCH = 0.5  # seconds between two looks at whether a process says anything
+ROUTES = {
+    "CausalLM": "/v1/completions",
+    "Seq2SeqLM": "/v1/completions",
+    "MaskedLM": "/v1/fill-mask",
+    "TextClassifier": "/v1/classify",
+    "TextEmbedder": "/v1/embeddings",
+}
 logger = logging.getLogger("kerasllm.serving")
 
 
@@ -26,18 +35,19 @@ class ModelProcess:
     Args:
         directory: of the saved model; its last part is the model's name.
         max_waiting: answers that may wait for a slot; a request beyond is refused.
+        hang_seconds: a process that is asked something and is silent for so long is ended, and started again.
         options: `slots`, `length` and `adapters` of `kerasllm.serving.worker.Worker`.
-        command: what is started instead, in tests.
 
     Attributes:
         info: what the process says of itself: task, limit (tokens), slots, adapters; empty until it is ready.
         stats: what it said last of its engine.
         adapters: directories by name, which a new process gets to load again.
         failed: why it cannot be started at all, if so.
+        pending: answers that were asked for and are not whole.
     """
 
-    def __init__(self, directory: str | os.PathLike, max_waiting: int = 256, **options):
-        self.directory = Path(directory)
+    def __init__(self, directory: str | os.PathLike, max_waiting: int = 256, hang_seconds: float = 300.0, **options):
+        self.directory, self.hang_seconds = Path(directory), hang_seconds
         self.name, self.max_waiting, self.options = self.directory.resolve().name, max_waiting, options
         self.adapters: dict[str, str] = dict(options.pop("adapters", None) or {})
         self.info: dict = {}
@@ -48,6 +58,7 @@ class ModelProcess:
         self._calls: dict[int, asyncio.Queue] = {}
         self._ids = itertools.count(1)
         self._process: asyncio.subprocess.Process | None = None
+        self._silent_since: float | None = None  # while it owes an answer
         self._stopping = False
 
     @property
@@ -131,6 +142,7 @@ class ModelProcess:
         number, queue = next(self._ids), asyncio.Queue()
         self._calls[number] = queue
         self.pending += answers
+        self._silent_since = self._silent_since or time.monotonic()
         ended = False
         try:
             self._send({"id": number, "do": do, **message})
@@ -141,7 +153,7 @@ class ModelProcess:
                     ended = True
                     error = event["error"]
                     raise ApiError(error["status"], error["message"], error.get("param"), error.get("code"))
-                ended = "done" in event or "result" in event
+                ended = bool(event.keys() & LAST)
                 yield event
         finally:
             self.pending -= answers
@@ -175,18 +187,32 @@ class ModelProcess:
             start_new_session=True,  # A terminal's Ctrl-C is for the server, which lets it finish.
         )
         self._send({"directory": str(self.directory), "adapters": self.adapters, **self.options})
+        watch = asyncio.create_task(self._watch())
         try:
             async for line in self._process.stdout:
                 self._hear(json.loads(line))
         finally:
+            watch.cancel()
+            with contextlib.suppress(TimeoutError):  # It has closed its output, so it is about to end.
+                await asyncio.wait_for(self._process.wait(), 1.0)
             self.kill()
             await self._process.wait()
+
+    async def _watch(self) -> None:
+        """Ends a process that hangs: a deadlock does not end by itself, and nobody else would notice."""
+        while self._silent_since is None or time.monotonic() - self._silent_since < self.hang_seconds:
+            await asyncio.sleep(WATCH)
+        logger.error("the model's process hangs; it is ended", extra={"model": self.name})
+        self.kill()
 
     def _hear(self, message: dict) -> None:
         self.stats = message.get("stats", self.stats)
         for event in message.get("events", ()):
             if queue := self._calls.get(event["id"]):
                 queue.put_nowait(event)
+            if event.keys() & LAST:
+                self._calls.pop(event["id"], None)
+        self._silent_since = time.monotonic() if self._calls else None
         if "ready" in message:
             self.info, self.failed = message["ready"], ""
             self.changed.set()
@@ -198,7 +224,7 @@ class ModelProcess:
 
     def _lost(self) -> None:
         """Tells everybody who waits for an answer that none will come."""
-        self.info, self.stats = {}, {}
+        self.info, self.stats, self._silent_since = {}, {}, None
         error = {
             "status": 503,
             "message": f"The process of the model {self.name!r} ended. Try again.",
@@ -262,7 +288,8 @@ class Models:
                 if tasks and process.info["task"] not in tasks:
                     raise ApiError(
                         400,
-                        f"The model {name!r} is a {process.info['task']}; this needs a {' or '.join(tasks)}.",
+                        f"The model {name!r} is a {process.info['task']}, which answers at "
+                        f"{ROUTES[process.info['task']]}; this needs a {' or '.join(tasks)}.",
                         "model",
                     )
                 return process, "" if name == process.name else name

@@ -56,7 +56,7 @@ class Worker:
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
         writes = self.task in ("CausalLM", "Seq2SeqLM")
         self.writer = Writer(self.model, slots, length, adapters) if writes else None
-        self.reader = None if writes else Reader(self.model)
+        self.reader = None if writes else Reader(self.model, alive=functools.partial(say, {}))
 
     @property
     def info(self) -> dict:
@@ -109,10 +109,7 @@ class Worker:
             self._fail(message, error)
 
     def _fail(self, message: dict, error: Exception) -> None:
-        event = failure(message["id"], error)
-        if event["error"]["status"] == 500:
-            sys.excepthook(type(error), error, error.__traceback__)
-        self.say({"events": [event]})
+        self.say({"events": [failure(message["id"], error)]})
 
     def _tokenize(self, text: str) -> dict:
         ids = self.model.tokenizer.encode(text)

@@ -5,6 +5,7 @@ import functools
 import json
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 
@@ -190,10 +191,11 @@ class Writer:
                 continue
             try:
                 self._use(job.adapter)
-            except Refused as error:
+                echo = self._echo(job) if job.echo else []
+            except Exception as error:  # One request's fault is not the others'.
                 events.append(failure(job.id, error))
                 continue
-            events += self._echo(job) if job.echo else []
+            events += echo
             if job.max_tokens == 0:
                 events += [{"id": job.id, **choice.advance(self._describe)} for choice in _ended(job.choices)]
                 events.append({"id": job.id, "done": job.usage})
@@ -279,7 +281,9 @@ class Writer:
     # Adapters ------------------------------------------------------------------------------------------------
 
     def load_adapter(self, name: str, directory: str) -> dict:
-        """Adds an adapter. Only while nothing runs."""
+        """Adds an adapter, in place of one that the server did not wait for. Only while nothing runs."""
+        if name in self.model.adapters:
+            self.model.delete_adapter(name)
         self.model.load_adapter(directory, name)
         self._renew()
         return self.info
@@ -329,6 +333,7 @@ def slots_within(config, length: int | None, num_bytes: int, most: int = 16) -> 
 def failure(job_id: int, error: Exception) -> dict:
     """What is said about a request that went wrong."""
     if not isinstance(error, ValueError | KeyError | ImportError | OSError):
+        sys.excepthook(type(error), error, error.__traceback__)
         return {"id": job_id, "error": {"status": 500, "message": "The model's process failed at this request."}}
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     named = re.match(r"`(\w+)`", message)  # as our messages begin that are about an argument

@@ -67,6 +67,30 @@ def test_what_is_slower_says_so(monkeypatch):
     assert "Slower" in notes and "0.60" in notes and "No smaller" in notes
 
 
+def test_a_classifier_is_compared_on_labels_and_t5_on_targets(monkeypatch):
+    tokenizer = kerasllm.Tokenizer.train(["abc"], kind="char", special_tokens=["[CLS]", "[SEP]", "</s>"])
+    config = make("classifier", num_layers=1)[0].config
+    before = kerasllm.TextClassifier(config, tokenizer, labels=["x", "y", "z"])
+    after = kerasllm.TextClassifier(config, tokenizer, labels=["x", "y", "z"])
+    after.set_weights(before.get_weights())
+    after.quantize("int8", keep="classifier")
+    pairs = [("abc"[i % 3 :] + "cab"[i % 2 :], "xyz"[i % 3]) for i in range(8)]
+    report = compare(before, after, evaluation_batches(before, pairs))
+    for model, when in ((before, "before"), (after, "after")):
+        right = [found.label == label for found, (_, label) in zip(model.classify([p[0] for p in pairs]), pairs)]
+        assert report["accuracy"][when] == pytest.approx(np.mean(right))
+    assert report["tokens"] == 8 and report["tokens_per_second"] == {} and "accuracy" in rows_of(report)
+    assert sum(len(batch.targets) for batch in evaluation_batches(before, pairs, max_tokens=16)) == 2
+    with pytest.raises(ValueError, match="no label 'w'"):
+        evaluation_batches(before, [("abc", "w")])
+
+    monkeypatch.setattr("kerasllm.compression.report.tokens_per_second", lambda model: 2.0)
+    model = make("t5")[0]
+    model.tokenizer = tokenizer
+    report = compare(model, model, evaluation_batches(model, [("abc", "cba"), ("a", "bc")]))
+    assert report["tokens"] == 4 + 3 and report["tokens_per_second"] == {"before": 2.0, "after": 2.0}
+
+
 def test_the_search_keeps_within_the_loss_and_leaves_the_model_alone():
     model, _ = make("gpt", num_layers=1)
     weights = [ops.convert_to_numpy(v.value).copy() for v in model.weights]
@@ -88,10 +112,10 @@ def test_the_search_keeps_within_the_loss_and_leaves_the_model_alone():
         np.testing.assert_array_equal(ops.convert_to_numpy(variable.value), value)
     with pytest.raises(ValueError, match="max_rise"):
         search(model, batches, 0.0)
-    with pytest.raises(ValueError, match="Perplexity is of"):
-        evaluation_batches(make("classifier")[0], CALIBRATION)
+    with pytest.raises(ValueError, match="can be compared"):
+        evaluation_batches(kerasllm.TextEmbedder(model.config), CALIBRATION)
     with pytest.raises(ValueError, match="`engine` must be one of auto, keras"):
-        use_engine(model, "openvino")
+        use_engine(model, "vllm")
 
 
 def run(*arguments, code=0):

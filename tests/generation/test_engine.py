@@ -1,6 +1,7 @@
 """The engine: slots that requests share, drafts, prefixes that are kept, and requests that go wrong alone."""
 
 import re
+from types import SimpleNamespace as Namespace
 
 import keras
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from keras import ops
 
 from kerasllm import CausalLM, Sampler, Seq2SeqLM, Tokenizer, TransformerConfig
+from kerasllm.generation import cache as caches
+from kerasllm.generation.compiled import to_tensor
 from kerasllm.generation.drafts import Drafts, look_up
 from kerasllm.generation.engine import Engine
 from kerasllm.generation.prefix_cache import BLOCK, PrefixCache
@@ -163,6 +166,30 @@ def test_a_second_turn_reads_only_what_is_new(model):
     other = [29, *second[1:]]  # the same blocks after another beginning are other blocks
     (answer,) = run(engine, Request(other, 8, GREEDY))
     assert answer == model.generate(other, 8, strip_prompt=True) and cache.hits == 2 * BLOCK
+
+
+def test_of_a_slot_only_the_blocks_that_are_new_are_copied():
+    draw, length, read = np.random.default_rng(0), 200, []
+    arrays = [draw.normal(size=(3, 2, length, 4)).astype("float32") for _ in range(4)]
+
+    def read_piece(cache, slot, start):
+        read.append(int(start))
+        return caches.read_piece(cache, to_tensor(slot), to_tensor(start))
+
+    slots = Namespace(length=length, positions=[0, 0, 0], programs=Namespace(read_piece=read_piece))
+    slots.cache = [tuple(map(ops.convert_to_tensor, arrays[:2])), tuple(map(ops.convert_to_tensor, arrays[2:]))]
+    cache, tokens = PrefixCache(), list(range(length))
+    for held, starts in ((50, [0]), (40, []), (200, [48, 112, 136])):
+        slots.positions[1] = held
+        read.clear()
+        cache.keep(slots, 1, tokens)
+        assert read == starts
+    kept = [
+        np.concatenate(parts, axis=2)
+        for parts in zip(*([x for pair in b for x in pair] for b in cache._blocks.values()))
+    ]
+    for array, found in zip(arrays, kept):
+        np.testing.assert_array_equal(found, array[1:2, :, :192])
 
 
 def test_the_prefix_cache_forgets_what_was_not_used_for_longest(model):

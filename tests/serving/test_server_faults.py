@@ -1,11 +1,13 @@
 """What a server is put through: too much, nonsense, clients that leave, a killed engine, and being told to stop."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
+import os
 import random
+import signal
 import socket
-import threading
 import time
 
 import httpx
@@ -16,6 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from served import FORBID_END, KEY, Server, write_causal
+
+from kerasllm.serving.errors import ApiError
+from kerasllm.serving.supervisor import ModelProcess
 
 pytestmark = pytest.mark.one_backend
 
@@ -133,17 +138,15 @@ def test_a_stop_string_is_held_back_and_left_out(server):
 
 
 def test_a_full_queue_says_so_and_clients_that_leave_make_room(server):
-    streams = []
-    for _ in range(4):
-        request = server.http.build_request("POST", "/v1/completions", json={**LONG, "stream": True})
-        streams.append(server.http.send(request, stream=True))
-        assert streams[-1].headers["content-type"].startswith("text/event-stream")
-    waiting = [connected(server, written(LONG)) for _ in range(2)]
-    server.until("tiny", running=4, waiting=2)
+    [engine] = server.engines
+    engine.suspend()  # So that none of them is done too early.
+    connections = [connected(server, written({**LONG, "stream": stream})) for stream in (True,) * 4 + (False,) * 2]
+    server.until("tiny", pending=6)
     refused = complete(server)
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["code"] == "queue_full"
-    for connection in (*streams, *waiting):
+    engine.resume()
+    for connection in connections:
         connection.close()
     server.until_idle("tiny")
     check_served(server)
@@ -222,9 +225,12 @@ def test_a_killed_engine_is_started_again_and_a_server_that_is_told_to_stop_fini
     server = Server([directory], "--slots", "4").wait()
     text = check_served(server)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        calls = [pool.submit(complete, server, max_tokens=2000) for _ in range(8)]
-        server.until("tiny", running=4, waiting=4)
-        [engine] = psutil.Process(server.process.pid).children()
+        [engine] = server.engines
+        engine.suspend()
+        calls = [pool.submit(complete, server, max_tokens=4000) for _ in range(8)]
+        server.until("tiny", pending=8)
+        engine.resume()
+        server.until("tiny", running=4)
         engine.kill()
         answers = [call.result() for call in calls]
     assert {answer.status_code for answer in answers} == {503}
@@ -232,16 +238,36 @@ def test_a_killed_engine_is_started_again_and_a_server_that_is_told_to_stop_fini
     assert server.http.get("/health").status_code == 503
     server.wait()
     assert check_served(server) == text and server.stats("tiny")["restarts_total"] == 1
-    answers = []
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+    [engine] = server.engines
+    with concurrent.futures.ThreadPoolExecutor(7) as pool:
+        engine.suspend()
         calls = [pool.submit(complete, server, max_tokens=200) for _ in range(6)]
-        server.until("tiny", running=4, waiting=2)
-        stopped = threading.Thread(target=lambda: answers.append(server.stop()))
-        stopped.start()
-        time.sleep(0.3)
+        server.until("tiny", pending=6)
+        stopped = pool.submit(server.stop)
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"{server.url}/health")
+            while httpx.get(f"{server.url}/health"):
+                time.sleep(0.02)
+        engine.resume()
         assert [call.result().json()["usage"]["completion_tokens"] for call in calls] == [200] * 6
-        stopped.join()
-    assert answers[0][0] == 0
+        assert stopped.result()[0] == 0
     assert not engine.is_running()
+
+
+def test_a_model_that_hangs_is_ended(directory):
+    async def run():
+        process = ModelProcess(directory, slots=1, hang_seconds=1.0)
+        running = asyncio.create_task(process.run())
+        await asyncio.wait_for(process.changed.wait(), 60)
+        hanging = process.pid
+        assert (await process.call("tokenize", text="ab"))["count"] == 2
+        os.kill(hanging, signal.SIGSTOP)
+        await asyncio.sleep(1.7)  # Nobody asks for anything: that it is silent means nothing.
+        assert process.pid == hanging and process.ready
+        with pytest.raises(ApiError, match="Try again") as raised:
+            await process.call("tokenize", text="ab")
+        assert raised.value.status == 503
+        assert not (process.ready or psutil.pid_exists(hanging))
+        await process.stop()
+        await running
+
+    asyncio.run(run())

@@ -100,6 +100,26 @@ def answers_after(writer, messages):
     return answers(writer, *messages)
 
 
+def test_a_text_is_scored_whatever_the_context_and_a_failure_is_one_requests_own(monkeypatch):
+    keras.utils.set_random_seed(0)
+    model = CausalLM(TransformerConfig(BYTES.vocabulary_size, 48, **SIZES), BYTES)  # 48: no power of two
+    writer, text = Writer(model, slots=1), "whether 'tis nobler in the mind to suffer 48"
+    job = asked(1, text, echo=True, log_probs=1, max_tokens=1)
+    writer.submit(writer.prepare(job))
+    events = writer.step()
+    [expected] = model.score([text])
+    assert [token["log_prob"] for token in events[0]["tokens"][1:]] == pytest.approx(expected.tolist(), abs=1e-4)
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("kerasllm.serving.writer.prompt_log_probs", fail)
+    writer.submit(writer.prepare({**job, "id": 2}))
+    assert writer.step()[0]["error"]["status"] == 500
+    expected = model.generate(["abc"], 12, strip_prompt=True, logit_bias={END: -100.0})
+    assert answers(writer, asked(3, "abc")) == [expected]
+
+
 def test_a_job_that_is_cancelled_leaves_nothing_behind():
     keras.utils.set_random_seed(0)
     writer = Writer(CausalLM(TransformerConfig(BYTES.vocabulary_size, 64, **SIZES), BYTES), slots=2)
