@@ -6,7 +6,7 @@
 
 All servers run one after the other, each alone, with the same prompts and lengths (uniform in 1..128, from one seed),
 and are asked by the same client over `/v1/completions`, or `/v1/chat/completions` where there is nothing else.
-llama.cpp reads the GGUF file given with `--gguf`, which must have a vocabulary; ours have none. Tokens are those that
+llama.cpp reads the GGUF file given with `--gguf`, which must have a vocabulary. Tokens are those that
 the server counts, or else the pieces that it sends.
 """
 

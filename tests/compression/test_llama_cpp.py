@@ -1,5 +1,7 @@
 """GGUF files and llama.cpp as an engine: the same tokens as ours in float32, near them in fewer bits."""
 
+import itertools
+
 import numpy as np
 import pytest
 from keras import ops
@@ -72,3 +74,32 @@ def test_what_it_does_not_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="q8_0"):
         export_gguf(make("gpt")[0], tmp_path / "x.gguf", "q5_9")
     assert not list(tmp_path.iterdir())
+
+
+TEXTS = [
+    "The function returns",
+    " two  spaces\n\n\tand a tab ",
+    "naïve 'quotes' 1234, 日本語 🙂",
+    "it's we'll I'M",
+    "a<|endoftext|>b",
+]
+
+
+def test_the_file_reads_text_as_our_tokenizer(tmp_path):
+    from llama_cpp import Llama
+
+    texts = itertools.islice(kerasllm.data.read_texts("builtin:pydoc"), 200)
+    tokenizer = kerasllm.Tokenizer.train(texts, kind="bpe", vocabulary_size=500)
+    config = kerasllm.TransformerConfig.from_name(
+        "gpt2_tiny", vocabulary_size=512, hidden_dim=32, num_layers=1, num_heads=2, max_sequence_length=64
+    )
+    model = kerasllm.CausalLM(config, tokenizer)
+    export_gguf(model, tmp_path / "with.gguf", "f32")
+    reads = Llama(str(tmp_path / "with.gguf"), n_ctx=64, verbose=False)
+    for text in TEXTS:
+        ids = reads.tokenize(text.encode(), add_bos=False, special=False)
+        assert ids == tokenizer.encode(text, parse_special=False)
+        assert reads.detokenize(ids).decode() == text
+    assert reads.token_eos() == tokenizer.end_token_id
+    made = reads.create_completion("The function", max_tokens=8, temperature=0)["choices"][0]["text"]
+    assert made == model.generate("The function", max_new_tokens=8, strip_prompt=True, stop_token_ids=[])
