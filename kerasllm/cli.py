@@ -4,6 +4,7 @@ Commands import what they use when they run: `--help` answers at once, and KERAS
 """
 
 import functools
+import importlib.util
 import itertools
 import os
 import sys
@@ -530,6 +531,8 @@ def playground(
     backend: BackendOption = None,
 ) -> None:
     """Open a page in which models are trained, looked into, changed, compared and taken away."""
+    if backend is None and "KERAS_BACKEND" not in os.environ and importlib.util.find_spec("torch"):
+        backend = Backend.torch  # It compiles nothing: answers come at once.
     _use(backend)
     try:
         from playground.server import Settings, run
