@@ -18,8 +18,8 @@ from tuning_quality import TASKS
 from tuning_worker import KERAS_LORA, SHAPES
 
 BACKENDS = ("tensorflow", "jax", "torch")
-COMPARED = ("full", "lora", KERAS_LORA, "qlora-int8", "qlora-int4")
-ALONE = ("dora", "adapter", "prompt", "prefix", "ia3", "bitfit", "last-n")
+COMPARED = ("full", "lora", KERAS_LORA)  # in turns; the time of the others is not compared
+ALONE = ("qlora-int8", "qlora-int4", "dora", "adapter", "prompt", "prefix", "ia3", "bitfit", "last-n")
 QUALITY = ("full", "lora", "adapter", "ia3", "bitfit")
 STEPS = {"full": 2, "toy": 2}
 MEGABYTE = 1e6
@@ -78,6 +78,8 @@ def measure(methods: list[str], backend: str, size: str, rounds: int, steps: int
                 figures[method]["bytes"] = max(figures[method]["bytes"], answer["bytes"])
         for method, worker in workers.items():
             figures[method] |= worker.ask(0)
+            ms, peak = statistics.median(figures[method]["ms"]), figures[method]["bytes"] / MEGABYTE
+            typer.echo(f"{backend}, {method}: {ms:.0f} ms a step, {peak:.0f} MB")
         return figures
     finally:
         for worker in workers.values():
