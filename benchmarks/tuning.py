@@ -15,10 +15,10 @@ import report
 import typer
 from process import Worker
 from tuning_quality import TASKS
-from tuning_worker import KERAS_LORA, SHAPES
+from tuning_worker import KERAS_HUB_LORA, KERAS_LORA, SHAPES
 
 BACKENDS = ("tensorflow", "jax", "torch")
-COMPARED = ("full", "lora", KERAS_LORA)  # in turns; the time of the others is not compared
+COMPARED = ("full", "lora", KERAS_LORA, KERAS_HUB_LORA)  # in turns; the time of the others is not compared
 ALONE = ("qlora-int8", "qlora-int4", "dora", "adapter", "prompt", "prefix", "ia3", "bitfit", "last-n")
 QUALITY = ("full", "lora", "adapter", "ia3", "bitfit")
 STEPS = {"full": 2, "toy": 2}
@@ -49,6 +49,7 @@ BARS = (
     Bar("step time", "lora", "full", 0.75),
     Bar("peak memory", "lora", "full", 0.5),
     Bar("step time", "lora", KERAS_LORA, 0.85),
+    Bar("step time", "lora", KERAS_HUB_LORA, 0.85),
     Bar("peak memory", "qlora-int8", "lora", 0.6),
     Bar("peak memory", "qlora-int4", "lora", 0.6),
 )

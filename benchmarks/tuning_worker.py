@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loss_memory import current_memory, peak_memory, reset_peak
-from peers import LEARNING_RATE, Shape, make_fit_burst, make_kerasllm_gpt
+from peers import LEARNING_RATE, Shape, make_fit_burst, make_keras_hub_gpt, make_kerasllm_gpt
 from worker import WARM_UP_STEPS, limit_threads
 
 SHAPES = {"full": Shape(12, 12, 768, 50257, 4, 256), "toy": Shape(2, 2, 32, 101, 2, 16)}
@@ -26,6 +26,7 @@ RANK = 8
 ATTENTION = ("query", "key", "value", "output_dense")
 PROMPTS = {"prompt": 4, "prefix": 4}  # tokens
 KERAS_LORA = "keras-lora"  # Keras's own, on the same model
+KERAS_HUB_LORA = "kerashub-lora"  # KerasHub's GPT-2, on the same projections
 QUANTIZED = {"qlora-int8": "int8", "qlora-int4": "int4"}
 
 
@@ -51,6 +52,15 @@ def make(method: str, shape: Shape) -> Any:
     """The model, compiled."""
     import keras
 
+    if method == KERAS_HUB_LORA:
+        model = make_keras_hub_gpt(shape)
+        model.backbone.enable_lora(RANK, target_layer_names=["query", "key", "value", "attention_output"])
+        model.compile(
+            optimizer=keras.optimizers.AdamW(LEARNING_RATE),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            weighted_metrics=[],  # its default accuracy metric would only slow it down
+        )
+        return model
     room = PROMPTS.get(method, 0)  # Vectors before the text take a part of the context.
     model = make_kerasllm_gpt(replace(shape, sequence_length=shape.sequence_length + room))
     prepare(model, method)
@@ -61,7 +71,7 @@ def make(method: str, shape: Shape) -> Any:
 def checkpoint_bytes(model: Any) -> int:
     """The size of what one would keep: an adapter's directory, or the model's."""
     with tempfile.TemporaryDirectory() as folder:
-        if model.adapters:
+        if getattr(model, "adapters", None):
             model.save_adapter(folder)
         elif any(getattr(layer, "lora_enabled", False) for layer in model._flatten_layers()):
             model.save_weights(Path(folder) / "model.weights.h5")  # Keras merges its LoRA when it saves.
@@ -88,12 +98,15 @@ def main() -> None:
     def no_mask(token_ids: Any) -> Any:
         return token_ids
 
+    def with_mask(token_ids: Any) -> Any:
+        return {"token_ids": token_ids, "padding_mask": token_ids >= 0}
+
     toy, shape = SHAPES["toy"], SHAPES[size]
     make_fit_burst(make("full", toy), no_mask, toy)(1)  # Libraries and thread pools are loaded.
     give_back_memory()
     before, started = current_memory(), time.perf_counter()
     model = make(method, shape)
-    burst = make_fit_burst(model, no_mask, shape)
+    burst = make_fit_burst(model, with_mask if method == KERAS_HUB_LORA else no_mask, shape)
     burst(WARM_UP_STEPS)
     ready = {
         "ready_seconds": time.perf_counter() - started,
