@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-GUIDES = sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "docs").glob("*.md"))
+GUIDES = sorted(
+    str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "docs").glob("*.md") if "```python\n" in p.read_text()
+)
 PAGES = ["README.md", *(pytest.param(guide, marks=pytest.mark.one_backend) for guide in GUIDES)]
 
 
