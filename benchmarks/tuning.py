@@ -1,8 +1,9 @@
 """Ways of tuning a GPT-2 124M, side by side: trainable parameters, step time, peak memory, checkpoints; and quality.
 
-Each way is a process of its own. Those that are compared take turns, as in train_step.py; peak memory is the highest
-resident memory while steps are made, less what the libraries took before there was a model. Quality is of a small T5
-that learns two tasks of unlike kinds.
+Each way is a process of its own. Those that are compared take turns, as in train_step.py. Memory is what is resident,
+less what the libraries took before there was a model, at rest (weights, and what compilers leave) and at the highest in
+a step; allocators are told to give back what is freed, which they else keep, for everybody. Quality is of a small T5
+that learns two tasks of unlike kinds. Each backend's figures are a file of their own, and quality another.
 """
 
 import os
@@ -29,7 +30,8 @@ COLUMNS = (
     "ms a step",
     "range",
     "÷ full",
-    "peak memory, MB",
+    "at rest, MB",
+    "peak, MB",
     "÷ full",
     "checkpoint, MB",
 )
@@ -70,13 +72,11 @@ def measure(methods: list[str], backend: str, size: str, rounds: int, steps: int
                 typer.secho(str(error), fg="red", err=True)
                 continue
             workers[method] = worker
-            figures[method] = {**worker.ready, "ms": [], "bytes": 0}
+            figures[method] = {**worker.ready, "ms": []}
             typer.echo(f"{backend}, {method}: ready after {worker.ready['ready_seconds']:.0f} s")
         for turn in range(rounds):
             for method in random.Random(turn).sample(sorted(workers), len(workers)):
-                answer = workers[method].ask(steps)
-                figures[method]["ms"].append(1000 * answer["seconds"] / steps)
-                figures[method]["bytes"] = max(figures[method]["bytes"], answer["bytes"])
+                figures[method]["ms"].append(1000 * workers[method].ask(steps)["seconds"] / steps)
         for method, worker in workers.items():
             figures[method] |= worker.ask(0)
             ms, peak = statistics.median(figures[method]["ms"]), figures[method]["bytes"] / MEGABYTE
@@ -107,6 +107,7 @@ def row_of(method: str, figures: Figures) -> list[str]:
         f"{statistics.median(one['ms']):.0f}",
         f"{min(one['ms']):.0f} to {max(one['ms']):.0f}",
         time,
+        f"{one['rest_bytes'] / MEGABYTE:.0f}",
         f"{one['bytes'] / MEGABYTE:.0f}",
         memory,
         f"{one['checkpoint_bytes'] / MEGABYTE:.2f}",
@@ -170,31 +171,30 @@ def main(
     logs = report.REPOSITORY / "build/benchmarks"
     logs.mkdir(parents=True, exist_ok=True)
     size, rounds = ("toy", 1) if quick else ("full", rounds)
-    results: dict[str, Any] = {}
-    tables, bars = [], []
-    for backend in backends.split(","):
+    folder = report.RESULTS if save and not quick else logs
+    notes = ["Toy models: these figures show only that everything runs."] if quick else []
+
+    def write(name: str, title: str, table: tuple, bars: list, figures: dict) -> None:
+        tables = [table, ("Bars", BAR_COLUMNS, bars)]
+        for content in tables:
+            report.show(*content)
+        data = {"threads": threads, "rounds": rounds, "figures": figures}
+        report.write(f"tuning-{name}", title, tables, data, notes, folder)
+        typer.echo(f"written: {folder / f'tuning-{name}.md'}")
+
+    for backend in filter(None, backends.split(",")):
         figures: Figures = {}
         # Those that are compared at once, the others one after another: memory is not for all.
         for group in ([m for m in chosen if m in COMPARED], *([m] for m in chosen if m in ALONE)):
             figures |= measure(group, backend, size, rounds, STEPS[size], threads, logs)
-        tables.append((f"{SHAPES[size].label}, {backend}", COLUMNS, [row_of(name, figures) for name in figures]))
-        bars += bar_rows(backend, figures)
-        results[backend] = figures
+        table = (f"{SHAPES[size].label}, {backend}", COLUMNS, [row_of(name, figures) for name in figures])
+        write(backend, f"Ways of tuning a model, {backend}", table, bar_rows(backend, figures), figures)
     if quality:
         names = [name for name in QUALITY if name in chosen]
-        found, rows = measure_quality(names, quality, size, threads, logs)
+        found, bars = measure_quality(names, quality, size, threads, logs)
         shares = [[name, *(f"{found[name][task]:.1%}" for task in TASKS)] for name in names]
-        tables.append((f"Exact answers of a small T5, {quality}", ("method", *TASKS), shares))
-        bars += rows
-        results["quality"] = found
-    tables.append(("Bars", BAR_COLUMNS, bars))
-    for content in tables:
-        report.show(*content)
-    notes = ["Toy models: these figures show only that everything runs."] if quick else []
-    data = {"threads": threads, "rounds": rounds, "figures": results}
-    folder = report.RESULTS if save and not quick else logs
-    report.write("tuning", "Ways of tuning a model", tables, data, notes, folder)
-    typer.echo(f"written: {folder / 'tuning.md'}")
+        table = (f"Exact answers of a small T5, {quality}", ("method", *TASKS), shares)
+        write("quality", "What tuned models can do", table, bars, found)
 
 
 if __name__ == "__main__":

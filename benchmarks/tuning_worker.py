@@ -1,7 +1,7 @@
 """One way of tuning a GPT in a process of its own, for tuning.py.
 
 It is started as `python benchmarks/tuning_worker.py METHOD BACKEND full|toy THREADS`, and answers in lines of JSON:
-first what is trained, then to each number of steps how long they took and the peak, and to 0 the checkpoint's size.
+first what is trained, then to each number of steps how long they took, and to 0 memory and the checkpoint's size.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ ATTENTION = ("query", "key", "value", "output_dense")
 PROMPTS = {"prompt": 4, "prefix": 4}  # tokens
 KERAS_LORA = "keras-lora"  # Keras's own, on the same model
 KERAS_HUB_LORA = "kerashub-lora"  # KerasHub's GPT-2, on the same projections
+M_MMAP_THRESHOLD = -3  # of the C library's mallopt
 QUANTIZED = {"qlora-int8": "int8", "qlora-int4": "int4"}
 
 
@@ -36,7 +37,7 @@ def prepare(model: Any, method: str) -> None:
     from kerasllm.tuning.methods import prepare as prepare_method
 
     if method in QUANTIZED:
-        model.quantize(QUANTIZED[method], type_check=False, filters=[*ATTENTION, "up", "down"])
+        model.quantize(QUANTIZED[method])
     if method == KERAS_LORA:
         model.freeze("*")
         for layer in model._flatten_layers():
@@ -80,11 +81,25 @@ def checkpoint_bytes(model: Any) -> int:
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-def give_back_memory() -> None:
-    """What was freed while the model was made is not of the steps."""
+def give_back_memory(always: bool = False) -> None:
+    """What was freed is not of the steps; with `always`, the C library keeps none of it from here on."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # Only GNU's C library has it.
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        library = ctypes.CDLL("libc.so.6")
+        if always:
+            library.mallopt(M_MMAP_THRESHOLD, 65536)
+        library.malloc_trim(0)
+
+
+def memory_of(burst: Any, before: int) -> dict[str, int]:
+    """Resident bytes at rest, which compiled programs are a part of, and at the highest in a step."""
+    give_back_memory(always=True)
+    burst(1)
+    give_back_memory()
+    rest = current_memory() - before
+    reset_peak()
+    burst(1)
+    return {"rest_bytes": rest, "bytes": peak_memory() - before}
 
 
 def main() -> None:
@@ -93,6 +108,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     os.environ["KERAS_BACKEND"] = backend
+    os.environ["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "true"  # TensorFlow's own keeps the most that there ever was.
     limit_threads(threads, library_uses_torch=backend == "torch")
 
     def no_mask(token_ids: Any) -> Any:
@@ -112,15 +128,14 @@ def main() -> None:
         "ready_seconds": time.perf_counter() - started,
         "parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
     }
-    give_back_memory()
-    reset_peak()
     print(json.dumps(ready), file=answers)
     for line in sys.stdin:
         if not int(line):  # The last question: saving takes memory of its own.
-            print(json.dumps({"checkpoint_bytes": checkpoint_bytes(model)}), file=answers)
+            found = {**memory_of(burst, before), "checkpoint_bytes": checkpoint_bytes(model)}
+            print(json.dumps(found), file=answers)
             continue
         seconds, loss = burst(int(line))
-        print(json.dumps({"seconds": seconds, "loss": loss, "bytes": peak_memory() - before}), file=answers)
+        print(json.dumps({"seconds": seconds, "loss": loss}), file=answers)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Run the suite once under each backend, with one summary: `python tests/run_all.py [-- PYTEST ARGUMENTS]`.
 
-Each backend has a process of its own, since Keras fixes its backend at import. Two run at a time, each with
-one thread on two cores: small models spend their time in Python and in compilers, where a second thread helps
-little (the whole suite: 8 minutes on two cores).
+Each backend has processes of its own, since Keras fixes its backend at import; several, since a process keeps every
+function it ever compiled. Two run at a time, each with one thread on two cores: small models spend their time in Python
+and in compilers, where a second thread helps little.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BACKENDS = ("tensorflow", "jax", "torch")  # the last, which compiles least, also runs what needs only one
+PARTS = 4  # of each backend's files
 TAIL_LINES = 25
 NO_TESTS_COLLECTED = 5  # pytest's exit status
 print_lock = threading.Lock()
@@ -27,7 +28,7 @@ print_lock = threading.Lock()
 
 @dataclass
 class Outcome:
-    """What one backend's run came to."""
+    """What one process's tests came to."""
 
     backend: str
     passed: int = 0
@@ -51,14 +52,13 @@ def environment(backend: str, threads: int) -> dict[str, str]:
     }
 
 
-def run(backend: str, pytest_arguments: list[str], threads: int, once: bool) -> Outcome:
-    """Run pytest under `backend`, showing lines as they come; `once` adds the tests marked one_backend."""
+def run(backend: str, pytest_arguments: list[str], threads: int) -> Outcome:
+    """Run pytest under `backend`, showing lines as they come."""
     outcome = Outcome(backend)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--junitxml={report}", "--durations=5", "-rfE"]
-        command += [] if once else ["-m", "not one_backend"]
         process = subprocess.Popen(
             command + pytest_arguments,
             cwd=REPOSITORY,
@@ -94,18 +94,32 @@ def count(report: Path, outcome: Outcome) -> None:
         outcome.passed += tests - failures - errors - skipped
 
 
+def jobs_of(backends: list[str], pytest_arguments: list[str]) -> list[tuple[str, list[str]]]:
+    """Backend and pytest's arguments of each process; long ones first."""
+    once, each = ["-m", "one_backend"], ["-m", "not one_backend"]
+    if pytest_arguments:
+        last = backends[-1]
+        return [(name, pytest_arguments if name == last else [*each, *pytest_arguments]) for name in backends]
+    files = [str(path.relative_to(REPOSITORY)) for path in sorted((REPOSITORY / "tests").rglob("test_*.py"))]
+    parts = [files[first::PARTS] for first in range(PARTS)]
+    *others, last = backends
+    work = [(name, [*each, *part]) for name in others for part in parts]
+    return [*work, (last, once), *((last, [*each, *part]) for part in parts)]
+
+
 def summarise(outcomes: list[Outcome]) -> int:
-    """Print each backend's tail, the table and the closing line; return the exit status."""
+    """Print the tails of what failed, the table and the closing line; return the exit status."""
     for outcome in outcomes:
-        print(f"\n--- {outcome.backend} " + "-" * 60)
-        print("\n".join(outcome.tail))
+        if outcome.failed:
+            print(f"\n--- {outcome.backend} " + "-" * 60)
+            print("\n".join(outcome.tail))
     print(f"\n{'backend':<12}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
-    for outcome in outcomes:
-        counts = f"{outcome.passed:>8}{outcome.failed:>8}{outcome.skipped:>9}"
-        print(f"{outcome.backend:<12}{counts}{outcome.seconds:>9.0f}")
-    passed, failed, skipped = (
-        sum(getattr(outcome, name) for outcome in outcomes) for name in ("passed", "failed", "skipped")
-    )
+    names = ("passed", "failed", "skipped", "seconds")
+    for backend in dict.fromkeys(outcome.backend for outcome in outcomes):
+        mine = [outcome for outcome in outcomes if outcome.backend == backend]
+        passed, failed, skipped, seconds = (sum(getattr(outcome, name) for outcome in mine) for name in names)
+        print(f"{backend:<12}{passed:>8}{failed:>8}{skipped:>9}{seconds:>9.0f}")
+    passed, failed, skipped, _ = (sum(getattr(outcome, name) for outcome in outcomes) for name in names)
     if not passed and not failed:
         print("\nNo test ran.")
     print(f"\n{passed} passed, {failed} failed, {skipped} skipped", flush=True)
@@ -115,17 +129,15 @@ def summarise(outcomes: list[Outcome]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=BACKENDS, action="append", help="only this one; may be repeated")
-    parser.add_argument("--jobs", type=int, default=2, help="backends at a time (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: %(default)s)")
     parser.add_argument("pytest_arguments", nargs="*", metavar="-- ARGUMENT", help="passed on to pytest")
     options = parser.parse_args()
     backends = list(dict.fromkeys(options.backend or BACKENDS))
-    jobs = max(1, min(options.jobs, len(backends), os.cpu_count() or 1))
+    work = jobs_of(backends, options.pytest_arguments)
+    jobs = max(1, min(options.jobs, len(work), os.cpu_count() or 1))
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        runs = [
-            pool.submit(run, backend, options.pytest_arguments, threads, once=backend == backends[-1])
-            for backend in backends
-        ]
+        runs = [pool.submit(run, backend, arguments, threads) for backend, arguments in work]
         outcomes = [future.result() for future in runs]
     return summarise(outcomes)
 

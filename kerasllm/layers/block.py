@@ -121,7 +121,7 @@ class TransformerBlock(keras.layers.Layer):
             attended, *more = attended if isinstance(attended, tuple) else (attended,)
             x = self._after(self.source_norm, x, attended, training)
             extras += more
-        thought = inner(self.feed_forward, self._before(self.feed_forward_norm, x))
+        thought = inner(self.feed_forward, self._before(self.feed_forward_norm, x), training=training)
         x = self._after(self.feed_forward_norm, x, thought, training)
         return (x, *extras) if extras else x
 

@@ -5,6 +5,7 @@ from keras import ops
 
 from kerasllm.layers.inner import inner
 from kerasllm.layers.projection import Projection
+from kerasllm.layers.recompute import recompute
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
@@ -28,6 +29,7 @@ class FeedForward(keras.layers.Layer):
 
     Call arguments:
         x: (batch, length, dim). The result has the same shape.
+        training: whether gradients will be asked for.
 
     Example:
     ```python
@@ -77,11 +79,20 @@ class FeedForward(keras.layers.Layer):
         self.down.build(inner_shape)
         self.built = True
 
-    def call(self, x):
-        activate = ACTIVATIONS[self.activation]
+    def call(self, x, training=None):
         up = inner(self.up, x)
-        hidden = activate(inner(self.gate, x)) * up if self.gated else activate(up)
+        hidden = self._activate(inner(self.gate, x), training) * up if self.gated else self._activate(up, training)
         return inner(self.down, hidden)
+
+    def _activate(self, x, training):
+        """Frozen projections need no inputs for gradients; then the activation keeps just one tensor, too.
+
+        PyTorch keeps no more than that by itself.
+        """
+        activate = ACTIVATIONS[self.activation]
+        if training and keras.backend.backend() != "torch" and not any(v.trainable for v in self.up.variables[:1]):
+            return recompute(None, activate, x)
+        return activate(x)
 
     def get_config(self):
         return {

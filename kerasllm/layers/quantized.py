@@ -18,7 +18,7 @@ def float_kernel(layer):
         kernel = ops.transpose(_ungrouped(kernel, layer.kernel_scale, layer.kernel_zero, layer.g_idx, axis=1))
         return kernel / ops.expand_dims(layer.awq_scales, -1) if mode == "awq" else kernel
     if getattr(layer, "kernel_zero", None) is not None:
-        return _ungrouped(kernel, layer.kernel_scale, layer.kernel_zero, layer.g_idx, axis=0)
+        return _blockwise(kernel, layer.kernel_scale, layer.kernel_zero, axis=0)
     return ops.cast(kernel, layer.kernel_scale.dtype) / layer.kernel_scale
 
 
@@ -28,7 +28,7 @@ def float_embeddings(layer):
     if layer.quantization_mode not in ("int8", "int4"):
         return table
     if getattr(layer, "embeddings_zero", None) is not None:
-        return _ungrouped(table, layer.embeddings_scale, layer.embeddings_zero, layer.g_idx, axis=1)
+        return _blockwise(table, layer.embeddings_scale, layer.embeddings_zero, axis=1)
     return ops.cast(table, layer.embeddings_scale.dtype) / ops.expand_dims(layer.embeddings_scale, -1)
 
 
@@ -42,8 +42,19 @@ def float_head(layer):
     if layer.quantization_mode == "int4":
         table = keras.quantizers.unpack_int4(table, layer.output_dim, axis=0)
     if getattr(layer, "reverse_embeddings_zero", None) is not None:
-        return _ungrouped(table, layer.reverse_embeddings_scale, layer.reverse_embeddings_zero, layer.g_idx, axis=0)
+        return _blockwise(table, layer.reverse_embeddings_scale, layer.reverse_embeddings_zero, axis=0)
     return ops.cast(table, layer.reverse_embeddings_scale.dtype) / layer.reverse_embeddings_scale
+
+
+def _blockwise(values, scale, zero, axis):
+    """(values − zero) · scale, where each scale belongs to a block of neighbours on `axis`; all blocks of one size."""
+    scale, zero = ops.expand_dims(scale, axis + 1), ops.expand_dims(zero, axis + 1)
+    blocks = scale.shape[axis]
+    if values.shape[axis] % blocks:
+        raise ValueError(f"{blocks} blocks do not divide {values.shape[axis]} weights.")
+    shape = (*values.shape[:axis], blocks, values.shape[axis] // blocks, *values.shape[axis + 1 :])
+    floats = ops.cast(ops.reshape(values, shape), scale.dtype) - ops.cast(zero, scale.dtype)
+    return ops.reshape(floats * scale, values.shape)
 
 
 def _ungrouped(values, scale, zero, groups, axis):

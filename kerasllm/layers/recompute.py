@@ -8,11 +8,11 @@ def recompute(layer, function, *arrays):
     """`function(*arrays)`, of which nothing but the arrays is kept for the gradients.
 
     As `keras.remat`, of whose second run XLA on a CPU computes what it can early, next to the first one, so that
-    nothing is saved. Here it reads input and frozen weights (which a quantized layer makes larger ones of) only when
-    the gradient of its output is there.
+    nothing is saved. Here frozen weights (which a quantized layer makes larger ones of) are read only when the input is
+    there, and in the second run, as the input itself, only when the gradient of the output is.
 
     Args:
-        layer: whose weights the function reads, and no others.
+        layer: whose weights the function reads, and no others; `None` where it reads none.
         function: of arrays, returns one array, (batch, length, dim). Nothing in it is random.
         arrays: floating point.
 
@@ -21,23 +21,31 @@ def recompute(layer, function, *arrays):
     backend = keras.backend.backend()
     if backend == "torch":
         return keras.remat(function)(*arrays)
-    trained = [v for v in layer.variables if v.trainable]
-    frozen = [v for v in layer.variables if not v.trainable]
+    variables = [] if layer is None else layer.variables
+    trained, frozen = ([v for v in variables if v.trainable is wanted] for wanted in (True, False))
 
-    def first(trained_values, frozen_values, *arrays):
+    def call(trained_values, frozen_values, *arrays):
         values = [*trained_values, *frozen_values]
         with keras.StatelessScope(state_mapping=list(zip([*trained, *frozen], values))):
             return function(*arrays)
 
+    def first(trained_values, frozen_values, x, *others):
+        return call(trained_values, _once_there(x, frozen_values), x, *others)
+
     def second(gradient, trained_values, frozen_values, x, *others):
         """The function of trained weights and arrays, and what it is to be differentiated at."""
-        late = 0.0 * gradient[0, 0, 0]
-        frozen_values = [v + ops.cast(late, v.dtype) for v in frozen_values]
-        at = trained_values, x + ops.cast(late, x.dtype), *others
-        return lambda trained_values, *arrays: first(trained_values, frozen_values, *arrays), at
+        frozen_values = _once_there(gradient, frozen_values)
+        at = trained_values, *_once_there(gradient, [x]), *others
+        return lambda trained_values, *arrays: call(trained_values, frozen_values, *arrays), at
 
     values = [[ops.convert_to_tensor(v) for v in variables] for variables in (trained, frozen)]
     return (_jax if backend == "jax" else _tensorflow)(first, second, *values, *arrays)
+
+
+def _once_there(x, values):
+    """The same values, which no compiler can do anything with before `x` is computed."""
+    nothing = 0.0 * x[0, 0, 0]
+    return [v + ops.cast(nothing, v.dtype) for v in values]
 
 
 def _jax(first, second, *given):

@@ -12,7 +12,7 @@ from playground.views import panels
 from playground.views.charts import bars, scatter, visible
 from playground.writing import bars_of, sampler_of
 
-NEWEST = -1
+NOW = "Training: as it is now"
 MOST_PROJECTED = 60
 NONE_OFF = {"model": None, "heads": []}  # heads are off in one model
 
@@ -29,8 +29,8 @@ def build(page: Page, tab: gr.Tab) -> None:
     off, chosen = gr.State(NONE_OFF), gr.State([0, 0])
     with gr.Row():
         kind = gr.Radio([(KINDS["decoder"], "decoder")], value="decoder", label="Attention", scale=3)
-        step = gr.Dropdown(
-            [("As it is now", NEWEST)], value=NEWEST, label="Training checkpoint", scale=2, min_width=150
+        back = gr.Slider(
+            -1, 0, value=0, step=1, interactive=False, label=NOW, elem_id="checkpoint", scale=2, min_width=150
         )
         first = gr.Slider(
             0, 448, value=0, step=16, label=f"Window of {limits.MAX_SHOWN_TOKENS} tokens, from", scale=2, min_width=150
@@ -53,15 +53,16 @@ def build(page: Page, tab: gr.Tab) -> None:
 
     shared = [page.session_id, page.model, page.prompt]
 
-    def show(session_id, model, prompt, kind, step, first, off):
+    def show(session_id, model, prompt, kind, back, first, off):
         prompt = limits.checked_prompt(prompt)
         first = limits.number("first", first, 0, 100_000, whole=True)
         choice = page.choice(session_id, model)
         steps = checkpoint_steps(choice.directory)
-        step = step if step in steps else NEWEST
+        back = limits.number("back", back, -100_000, 0, whole=True)
+        step = steps[back] if -len(steps) <= back < 0 else None
         with page.models.use(choice.directory) as newest:
             written = continuation(newest, prompt)
-        with page.models.use(choice.directory, None if step == NEWEST else step) as opened:
+        with page.models.use(choice.directory, step) as opened:
             kinds = kinds_of(opened)
             kind = kind if kind in kinds else kinds[-1]
             off = _heads(_off_in(off, model), opened)
@@ -73,7 +74,12 @@ def build(page: Page, tab: gr.Tab) -> None:
             value,
             shown,
             gr.update(choices=[(KINDS[k] if len(kinds) > 1 else "Self", k) for k in kinds], value=kind),
-            gr.update(choices=[("As it is now", NEWEST), *((f"step {s:,}", s) for s in steps)], value=step),
+            gr.update(
+                minimum=-max(1, len(steps)),
+                value=0 if step is None else back,
+                label=NOW if step is None else f"Training: at step {step:,}",
+                interactive=bool(steps),
+            ),
         )
 
     def toggled(off, chosen, model):
@@ -114,9 +120,10 @@ def build(page: Page, tab: gr.Tab) -> None:
             page.class_of(choice), str(choice.directory), limits.checked_prompt(prompt), _off_in(off, model), kind
         )
 
-    inputs, outputs = [*shared, kind, step, first, off], [heads, effect, kind, step]
+    inputs, outputs = [*shared, kind, back, first, off], [heads, effect, kind, back]
     page.shows(tab, show, inputs, outputs, **DEVICE)
-    gr.on([kind.input, step.input, first.release], guarded(show), inputs, outputs, **DEVICE)
+    changes = [kind.input, back.input, first.release]
+    gr.on(changes, guarded(show), inputs, outputs, trigger_mode="always_last", **DEVICE)
     heads.headpick(guarded(headpick), [off, page.model], [chosen, switch], **LIGHT)
     changed = switch.click(toggled, [off, chosen, page.model], off, **LIGHT)
     changed.then(label, [off, chosen, page.model], switch, **LIGHT).then(guarded(show), inputs, outputs, **DEVICE)

@@ -128,6 +128,13 @@ def look_inside(page):
     page.get_by_role("button", name="All heads on").click()
     page.get_by_text("switch one off to see what changes").wait_for()
     assert page.locator("#effect .bars, #effect .facts").all_inner_texts() == before
+    page.locator("#checkpoint input[type=number]").fill("-2")
+    page.locator("#checkpoint input[type=number]").blur()
+    page.locator("#checkpoint").get_by_text("Training: at step").wait_for()
+    assert page.locator("#effect .bars, #effect .facts").all_inner_texts() != before
+    page.locator("#checkpoint input[type=number]").fill("0")
+    page.locator("#checkpoint input[type=number]").blur()
+    page.locator("#checkpoint").get_by_text("as it is now").wait_for()
 
 
 def generate(page):
