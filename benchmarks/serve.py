@@ -5,9 +5,9 @@
     python benchmarks/serve.py saved_models/quickstart --abuse 10000   # our server alone: malformed bodies, and memory
 
 All servers run one after the other, each alone, with the same prompts and lengths (uniform in 1..128, from one seed),
-and are asked by the same client over `/v1/completions`, or `/v1/chat/completions` where there is nothing else.
-llama.cpp reads the GGUF file given with `--gguf`, which must have a vocabulary. Tokens are those that
-the server counts, or else the pieces that it sends.
+and are asked by the same client over `/v1/completions`. `transformers-cb` is theirs with `--continuous-batching`.
+llama.cpp reads the GGUF file given with `--gguf`, which must have a vocabulary. Tokens are those that the server
+counts, or else the pieces that it sends. What ours writes for many clients must be what it writes for one, to the byte.
 """
 
 import argparse
@@ -27,10 +27,13 @@ from pathlib import Path
 
 import httpx
 import psutil
+import report
 
 PROMPT = "The function returns a list of the names of all the files that are in the given directory, and "
 WRONG = [b"", b'"', b"\\ud800", b"{", b"9" * 30, b"\x00", b"null", b"\xff"]  # what comes into a body
-ROUTES = {"transformers": "/v1/chat/completions"}
+ROUTE = "/v1/completions"
+WAITS = ("first", "between")  # until the first token, and from one to the next
+SERVERS = ("kerasllm", "transformers", "transformers-cb", "llama.cpp")
 
 
 def command_of(server: str, directory: Path, port: int, gguf: Path | None, backend: str) -> list[str]:
@@ -38,8 +41,10 @@ def command_of(server: str, directory: Path, port: int, gguf: Path | None, backe
     if server == "kerasllm":
         options = ["--port", str(port), "--backend", backend]
         return [sys.executable, "-m", "kerasllm", "serve", str(directory), *options]
-    if server == "transformers":
-        return [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port), str(directory)]
+    if server.startswith("transformers"):
+        options = ["--continuous-batching"] if server.endswith("-cb") else []
+        program = str(Path(sys.executable).with_name("transformers"))
+        return [program, "serve", "--port", str(port), *options, str(directory)]
     if gguf is None:
         raise SystemExit("llama.cpp needs --gguf FILE, with a vocabulary.")
     options = ["--model", str(gguf), "--port", str(port), "--n_ctx", "1024"]
@@ -70,14 +75,13 @@ def started(command: list[str], port: int, log: Path, limit: float = 300.0):
             process.kill()
 
 
-async def ask(http: httpx.AsyncClient, route: str, model: str, number: int, size: int) -> tuple[int, list[float]]:
-    """One streamed request: its tokens, and after how many seconds each piece came."""
+async def ask(http: httpx.AsyncClient, model: str, number: int, size: int) -> tuple[int, list[float], str]:
+    """One streamed request: its tokens, after how many seconds each piece came, and the text."""
     prompt = f"{number}: {PROMPT * (1 + number % 3)}"
-    body = {"model": model, "max_tokens": size, "temperature": 0, "stream": True}
-    body |= {"stream_options": {"include_usage": True}} if "chat" not in route else {}
-    body |= {"messages": [{"role": "user", "content": prompt}]} if "chat" in route else {"prompt": prompt}
-    began, times, counted = time.perf_counter(), [], None
-    async with http.stream("POST", route, json=body) as answer:
+    body = {"model": model, "max_tokens": size, "temperature": 0, "stream": True, "prompt": prompt}
+    body |= {"stream_options": {"include_usage": True}}
+    began, times, pieces, counted = time.perf_counter(), [], [], None
+    async with http.stream("POST", ROUTE, json=body) as answer:
         if answer.status_code != 200:
             raise RuntimeError((await answer.aread()).decode()[:300])
         async for line in answer.aiter_lines():
@@ -86,23 +90,26 @@ async def ask(http: httpx.AsyncClient, route: str, model: str, number: int, size
             chunk = json.loads(line.removeprefix("data: "))
             if chunk.get("choices"):
                 times.append(time.perf_counter() - began)
-            elif chunk.get("usage"):
+                pieces.append(chunk["choices"][0].get("text") or "")
+            if chunk.get("usage"):
                 counted = chunk["usage"]["completion_tokens"]
-    return (len(times) if counted is None else counted), times
+    return (len(times) if counted is None else counted), times, "".join(pieces)
 
 
-async def load(url: str, route: str, model: str, clients: int, rate: float | None, requests: int) -> dict[str, float]:
-    """Closed loop: each client asks again as soon as it was answered. Open loop: requests come as a Poisson process."""
+async def load(
+    url: str, model: str, clients: int, rate: float | None, requests: int
+) -> tuple[dict[str, float], dict[int, str]]:
+    """Figures and texts. Closed loop: each client asks again once it is answered. Open loop: Poisson arrivals."""
     draw = random.Random(0)
     sizes = [draw.randint(1, 128) for _ in range(requests)]
-    numbers, results, failed = iter(range(requests)), [], 0
+    numbers, results, failed = iter(range(requests)), {}, 0
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
 
         async def one(number: int) -> None:
             nonlocal failed
             try:
-                results.append(await ask(http, route, model, number, sizes[number]))
+                results[number] = await ask(http, model, number, sizes[number])
             except (RuntimeError, httpx.HTTPError) as error:
                 failed += 1
                 print(f"  failed: {error}", file=sys.stderr)
@@ -121,16 +128,16 @@ async def load(url: str, route: str, model: str, clients: int, rate: float | Non
                 await asyncio.sleep(draw.expovariate(rate))
             await asyncio.gather(*tasks)
         seconds = time.perf_counter() - began
-    tokens = sum(size for size, _ in results)
-    first = sorted(times[0] for _, times in results if times)
-    between = sorted((times[-1] - times[0]) / (size - 1) for size, times in results if size > 1 and times)
     if not results:
         raise RuntimeError("No request was answered")
+    tokens = sum(size for size, _, _ in results.values())
+    first = sorted(times[0] for _, times, _ in results.values() if times)
+    between = sorted((times[-1] - times[0]) / (size - 1) for size, times, _ in results.values() if size > 1 and times)
     figures = {"tokens_per_second": tokens / seconds, "failed": failed}
     for name, values in (("first", first), ("between", between)):
         for percent in (50, 95, 99):
             figures[f"{name}_p{percent}_ms"] = 1000 * values[min(len(values) - 1, len(values) * percent // 100)]
-    return figures
+    return figures, {number: text for number, (_, _, text) in results.items()}
 
 
 def memory(process: psutil.Process) -> str:
@@ -172,16 +179,17 @@ async def abuse(url: str, model: str, requests: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--servers", nargs="+", default=["kerasllm"], choices=["kerasllm", "transformers", "llama.cpp"])
+    parser.add_argument("--servers", nargs="+", default=["kerasllm"], choices=SERVERS)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--rate", type=float, help="Requests a second, in place of clients.")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--abuse", type=int, metavar="N", help="Malformed bodies, to our server, in place of a load.")
     parser.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "jax"))
     parser.add_argument("--gguf", type=Path)
-    parser.add_argument("--output", type=Path, help="A JSON file for the figures.")
+    parser.add_argument("--save", action="store_true", help="Write benchmarks/results/.")
     arguments = parser.parse_args()
     figures: dict[str, dict[str, dict[str, float]]] = {}
+    bars: list[list[str]] = []
     for server in arguments.servers:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -191,28 +199,52 @@ def main() -> None:
         name = model.name if server == "kerasllm" else str(model)
         with started(command, port, Path(tempfile.gettempdir()) / f"serve-{server}.log") as process:
             runs = [("open", 0, arguments.rate)] if arguments.rate else [(f"{n}", n, None) for n in arguments.clients]
-            route, url = ROUTES.get(server, "/v1/completions"), f"http://127.0.0.1:{port}"
+            url = f"http://127.0.0.1:{port}"
             if arguments.abuse:
                 for count in (arguments.abuse // 10, arguments.abuse, arguments.abuse):  # A leak would be in both.
                     print(memory(psutil.Process(process.pid)))
                     print(f"  {count} malformed bodies:", asyncio.run(abuse(url, name, count)))
                 print(memory(psutil.Process(process.pid)))
                 continue
-            asyncio.run(load(url, route, name, 16, None, 16))  # Compiles.
+            asyncio.run(load(url, name, 16, None, 16))  # Compiles.
+            texts: dict[str, dict[int, str]] = {}
             for label, clients, rate in runs:
-                made = asyncio.run(load(url, route, name, clients, rate, arguments.requests))
+                made, texts[label] = asyncio.run(load(url, name, clients, rate, arguments.requests))
                 figures.setdefault(label, {})[server] = made
-                print(f"{label:>5} {server:>12} " + "  ".join(f"{k} {v:.1f}" for k, v in made.items()), flush=True)
+                print(f"{label:>5} {server:>15} " + "  ".join(f"{k} {v:.1f}" for k, v in made.items()), flush=True)
+            if server == "kerasllm" and "1" in texts:
+                same = sum(found == texts["1"] for found in texts.values())
+                figure = f"{same} of {len(texts)} loads"
+                bars.append(["answers under load are those alone", figure, "all", _verdict(same == len(texts))])
+    if not figures:
+        return
+    for server in arguments.servers:
+        if {"1", "16"} <= figures.keys() and server == "kerasllm":
+            ratio = figures["16"][server]["tokens_per_second"] / figures["1"][server]["tokens_per_second"]
+            bars.append(["16 clients ÷ 1 client", f"{ratio:.2f}", ">= 3", _verdict(ratio >= 3)])
     for label, row in figures.items():
         for peer in [s for s in row if s != "kerasllm"] if "kerasllm" in row else []:
             ratio = row["kerasllm"]["tokens_per_second"] / row[peer]["tokens_per_second"]
-            print(f"{label:>5} kerasllm / {peer}: {ratio:.2f}")
-    for server in arguments.servers:
-        if {"1", "16"} <= figures.keys():
-            ratio = figures["16"][server]["tokens_per_second"] / figures["1"][server]["tokens_per_second"]
-            print(f"{server}: 16 clients / 1 client: {ratio:.2f}")
-    if arguments.output:
-        arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
+            asked = label == "16" and peer.startswith("transformers")
+            verdict = _verdict(ratio >= 2) if asked else ""
+            bars.append([f"{label} clients: ours ÷ {peer}", f"{ratio:.2f}", ">= 2" if asked else "", verdict])
+    columns = ("clients", "server", "tokens/s", "failed", *(f"{w} p{p}, ms" for w in WAITS for p in (50, 95, 99)))
+    rows = [
+        [label, server, f"{found['tokens_per_second']:.1f}", str(found["failed"])]
+        + [f"{value:.0f}" for key, value in found.items() if key.endswith("_ms")]
+        for label, row in figures.items()
+        for server, found in row.items()
+    ]
+    title = f"{arguments.directory.name}, {arguments.backend}, {arguments.requests} requests of 1 to 128 tokens"
+    tables = [(title, columns, rows), ("Ratios", ("what", "ratio", "bar", ""), bars)]
+    for table in tables:
+        report.show(*table)
+    if arguments.save:
+        report.write(f"serve-{arguments.directory.name}", "Servers side by side", tables, {"figures": figures})
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "missed"
 
 
 if __name__ == "__main__":
