@@ -46,6 +46,7 @@ def environment(backend: str, threads: int) -> dict[str, str]:
         **dict.fromkeys(pools, str(threads)),
         "KERAS_BACKEND": backend,
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "true",  # TensorFlow's own keeps the most that there ever was
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "90",
