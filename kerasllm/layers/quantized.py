@@ -19,7 +19,7 @@ def float_kernel(layer):
         return kernel / ops.expand_dims(layer.awq_scales, -1) if mode == "awq" else kernel
     if getattr(layer, "kernel_zero", None) is not None:
         return _blockwise(kernel, layer.kernel_scale, layer.kernel_zero, axis=0)
-    return ops.cast(kernel, layer.kernel_scale.dtype) / layer.kernel_scale
+    return _divided(kernel, layer.kernel_scale)
 
 
 def float_embeddings(layer):
@@ -29,7 +29,7 @@ def float_embeddings(layer):
         return table
     if getattr(layer, "embeddings_zero", None) is not None:
         return _blockwise(table, layer.embeddings_scale, layer.embeddings_zero, axis=1)
-    return ops.cast(table, layer.embeddings_scale.dtype) / ops.expand_dims(layer.embeddings_scale, -1)
+    return _divided(table, ops.expand_dims(layer.embeddings_scale, -1))
 
 
 def float_head(layer):
@@ -43,7 +43,15 @@ def float_head(layer):
         table = keras.quantizers.unpack_int4(table, layer.output_dim, axis=0)
     if getattr(layer, "reverse_embeddings_zero", None) is not None:
         return _blockwise(table, layer.reverse_embeddings_scale, layer.reverse_embeddings_zero, axis=0)
-    return ops.cast(table, layer.reverse_embeddings_scale.dtype) / layer.reverse_embeddings_scale
+    return _divided(table, layer.reverse_embeddings_scale)
+
+
+def _divided(codes, scale):
+    """codes / scale, in the scale's dtype."""
+    codes, scale = ops.convert_to_tensor(codes), ops.convert_to_tensor(scale)
+    if keras.backend.backend() == "torch":
+        return codes / scale  # PyTorch itself makes no float copy of all codes before.
+    return ops.cast(codes, scale.dtype) / scale
 
 
 def _blockwise(values, scale, zero, axis):
