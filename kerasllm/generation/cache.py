@@ -21,6 +21,12 @@ def length_of(cache) -> int:
     return cache[0][0].shape[-2]
 
 
+def grown(cache, length: int):
+    """The cache with room for `length` tokens a slot."""
+    more = ((0, 0), (0, 0), (0, length - length_of(cache)), (0, 0))
+    return [tuple(ops.pad(x, more) for x in pair) for pair in cache]
+
+
 def seen(pair):
     """A layer's pair in attention's order of axes, (slots, length, kv_heads, head_dim)."""
     return tuple(ops.transpose(x if len(x.shape) == 4 else x[None], (0, 2, 1, 3)) for x in pair)

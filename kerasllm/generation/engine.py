@@ -32,6 +32,7 @@ class Engine:
         length: tokens, prompt and answer, that a slot has room for; what the model reads, when left out.
         drafts: guesses tokens, which the model then checks several at once; see `Drafts`.
         prefix_cache: keeps what was read of prompts, for later ones that begin alike; see `PrefixCache`.
+        room: tokens that a slot has memory for at first; see `Slots`. For engines that live long.
 
     Example:
     ```python
@@ -52,11 +53,12 @@ class Engine:
         length: int | None = None,
         drafts: Drafts | None = None,
         prefix_cache: PrefixCache | None = None,
+        room: int | None = None,
     ):
         self.programs = programs_of(model)
         self.limit = self.programs.limit
         length = bucket(min(length or self.limit, self.limit), self.limit, SMALLEST_BUCKET)
-        self.slots = Slots(self.programs, slots, length, source_length=length)
+        self.slots = Slots(self.programs, slots, length, source_length=length, room=room)
         self.prefix_cache, self.drafts = prefix_cache, drafts
         self.waiting: collections.deque[Request] = collections.deque()
         self.running: dict[int, Request] = {}
@@ -131,6 +133,8 @@ class Engine:
             admitted[free.pop(0)] = self.waiting.popleft()
         if not admitted:
             return
+        if not self.running:
+            self.slots.empty()
         first, same = {}, {}  # Equal prompts are read once.
         for slot, request in admitted.items():
             key = (tuple(request.prompt), tuple(request.source or ()))
@@ -181,6 +185,9 @@ class Engine:
         if any(constraint.finished(request.new_tokens) for constraint in request.constraints):
             request.finished = "stop"
 
+    def _make_room(self, running, tokens: int) -> None:
+        self.slots.make_room(1 + tokens + max(int(self.slots.positions[slot]) for slot in running))
+
     def text(self, slot: int) -> list[int]:
         """What the slot holds, and the token that it is fed next."""
         return self.running[slot].context[-1 - int(self.slots.positions[slot]) :]
@@ -194,6 +201,7 @@ class Engine:
         held = min(holds_for(request.constraints, len(request.new_tokens)) for request in running.values())
         # With others waiting, the first to end gives its slot to the next one.
         most = min(most, held, min(room), min(remaining) if self.waiting else max(remaining))
+        self._make_room(running, most)
         ends = ends_of(
             slots.size,
             {slot: request.stop_token_ids for slot, request in running.items()},
@@ -214,6 +222,7 @@ class Engine:
 
     def _one_step(self, running) -> None:
         slots, programs = self.slots, self.programs
+        self._make_room(running, 1)
         logits, _, slots.cache = programs.logits(slots.cache, self._last[:, None], slots.positions, slots.source)
         logits = logits[:, 0]
         draw = self.draws.of(running, 1)
@@ -237,6 +246,7 @@ class Engine:
     def _checked_step(self, running) -> None:
         """Feeds each slot its last token and a few guessed ones; those are taken that the model would have made."""
         slots, width = self.slots, self.drafts.size + 1
+        self._make_room(running, width)
         guesses = self.drafts.guess(running)
         token_ids = np.zeros((slots.size, width), "int32")
         for slot, guess in guesses.items():

@@ -6,6 +6,7 @@ from kerasllm.generation import cache as caches
 from kerasllm.generation.programs import Programs
 
 SMALLEST_BUCKET = 16
+GROWTH = 4  # of a cache's room at once: few sizes, few compilations
 
 
 def bucket(size: int, largest: int, smallest: int = 1) -> int:
@@ -21,17 +22,40 @@ class Slots:
         size: number of slots.
         length: tokens that a slot has room for.
         source_length: tokens that a slot's source has room for, in models with an encoder.
+        room: tokens that a slot has memory for at first, which grows as they come; all of it when left out. Attention
+            reads all that there is, held or not.
 
     Attributes:
         positions: int32 (size,), how many tokens each slot has cached.
         cache, source: as `Programs` reads them.
     """
 
-    def __init__(self, programs: Programs, size: int, length: int, source_length: int = 0):
+    def __init__(self, programs: Programs, size: int, length: int, source_length: int = 0, room: int | None = None):
         self.programs, self.size, self.length = programs, size, length
+        self.room = min(room or length, length)
         self.positions = np.zeros(size, "int32")
-        self.cache = programs.empty_cache(size, length)
+        self.cache = programs.empty_cache(size, self.room)
         self.source = programs.empty_source(size, source_length)
+
+    def rooms(self) -> list[int]:
+        """What a slot may have memory for: from `room` to `length`."""
+        sizes = [self.room]
+        while sizes[-1] < self.length:
+            sizes.append(min(GROWTH * sizes[-1], self.length))
+        return sizes
+
+    def make_room(self, places: int) -> None:
+        """Lets the cache grow, until each slot has memory for so many tokens or for `length`."""
+        held = caches.length_of(self.cache)
+        if held < min(places, self.length):
+            self.cache = caches.grown(self.cache, next(n for n in self.rooms() if n >= min(places, self.length)))
+
+    def empty(self) -> None:
+        """Forgets what all slots hold, and gives back the memory by which the cache has grown."""
+        self.positions[:] = 0
+        if caches.length_of(self.cache) != self.room:
+            self.cache = None  # It goes before the other comes.
+            self.cache = self.programs.empty_cache(self.size, self.room)
 
     def read(self, rows: dict[int, list[int]]) -> None:
         """Reads tokens into slots, after what they hold."""
@@ -39,6 +63,7 @@ class Slots:
         if not rows:
             return
         width = bucket(max(map(len, rows.values())), self.length, SMALLEST_BUCKET)
+        self.make_room(1 + max(int(self.positions[slot]) + len(ids) for slot, ids in rows.items()))
         # Slots that read nothing compute along, beyond what they hold: worth it for a quarter of them.
         if self.size == 1 or len(rows) > self.size // 4:
             token_ids = _filled(rows, self.size, width)

@@ -25,6 +25,7 @@ from kerasllm.serving.errors import Refused
 SECONDS_A_PIECE = 0.03  # of a stream
 SECONDS_A_CALL = 0.2  # when nobody reads along: what a newcomer may have to wait for
 CACHE_BYTES = 2**32  # of slots whose number is derived
+ROOM = 256  # tokens that a slot has memory for at first
 
 
 class Choice:
@@ -308,17 +309,19 @@ class Writer:
         self.model.set_adapter([])
         self.active = self.cache.name = ""
         self.cache.clear()
-        self.engine = Engine(self.model, self.size, self.length, prefix_cache=self.cache)
+        self.engine = Engine(self.model, self.size, self.length, prefix_cache=self.cache, room=ROOM)
         self.limit = min(self.engine.limit, self.length or self.engine.limit)
 
     def _warm_up(self) -> None:
-        """Compiles what nearly every request needs."""
-        for temperature in (0.0, 1.0):
-            source = [0] if self.has_encoder else None
-            request = Request([0] * min(2, self.limit - 1), 1, Sampler(temperature=temperature), source=source)
-            self.engine.submit(request)
-            while not request.finished:
-                self.engine.step()
+        """Compiles what nearly every request needs, however long it gets."""
+        slots, source = self.engine.slots, [0] if self.has_encoder else None
+        for room in reversed(slots.rooms()):
+            slots.room = room
+            for temperature in (0.0, 1.0):
+                request = Request([0] * min(2, self.limit - 1), 1, Sampler(temperature=temperature), source=source)
+                self.engine.submit(request)
+                while not request.finished:
+                    self.engine.step()
 
 
 def slots_within(config, length: int | None, num_bytes: int, most: int = 16) -> int:

@@ -63,6 +63,23 @@ def test_requests_of_all_lengths_share_two_slots(model, alone, name, options):
     assert model.generate(PROMPTS, lengths, strip_prompt=True, slots=2, **options) == expected
 
 
+@pytest.mark.parametrize("options", [{}, {"prefix_cache": PrefixCache()}, {"drafts": Drafts(size=3)}])
+def test_memory_grows_with_what_is_held(model, alone, options):
+    engine = Engine(model, slots=4, room=8, **options)
+    compiled = []
+    assert engine.slots.rooms() == [8, 32, 64] and caches.length_of(engine.slots.cache) == 8
+    for _ in range(3):
+        assert run(engine, *[Request(prompt, 24, GREEDY) for prompt in PROMPTS]) == alone["greedy"]
+        assert caches.length_of(engine.slots.cache) >= 32
+        compiled.append(engine.programs.compilations)
+    assert compiled[1] == compiled[2]
+    long = Request([*PROMPTS[0], *alone["greedy"][0][:-4]], 36, GREEDY)
+    assert run(engine, long)[0][:4] == alone["greedy"][0][-4:]
+    assert caches.length_of(engine.slots.cache) == 64
+    assert run(engine, Request(PROMPTS[4], 2, GREEDY)) == [alone["greedy"][4][:2]]
+    assert caches.length_of(engine.slots.cache) < 64
+
+
 def test_a_request_that_leaves_makes_room_for_the_next(model, alone):
     engine = Engine(model, slots=2, length=32)
     requests = [Request(prompt, 24, GREEDY) for prompt in PROMPTS[:3]]
