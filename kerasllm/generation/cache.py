@@ -124,6 +124,19 @@ def write_slot(cache, row, slot):
     return [tuple(put(x, y) for x, y in zip(pair, new)) for pair, new in zip(cache, row)]
 
 
+def write_slots(cache, new, rows):
+    """The cache with the slots `rows`, (some,), all different, replaced by those of `new`, as long as it."""
+
+    def put(old, fresh):
+        if keras.backend.backend() == "torch":
+            return old.index_copy_(0, rows.long(), fresh)
+        for row in range(fresh.shape[0]):
+            old = ops.slice_update(old, (rows[row], 0, 0, 0), fresh[row : row + 1])
+        return old
+
+    return [tuple(put(x, y) for x, y in zip(pair, other)) for pair, other in zip(cache, new)]
+
+
 def copy_slots(cache, rows):
     """The slots of a cache in another order, `rows` (slots,); one may come more than once."""
     return [tuple(ops.take(x, rows, axis=0) for x in pair) for pair in cache]

@@ -26,48 +26,50 @@ class Draws:
         for slot, request in requests.items():
             self.mu[slot] = 2 * request.sampler.mirostat
 
-    def of(self, running: dict[int, Request], width: int) -> dict:
-        """The arguments of `choose` for the next `width` tokens of each slot, as a dict.
+    def of(self, running: dict[int, Request], width: int, rows: np.ndarray | None = None) -> dict:
+        """The arguments of `choose` for the next `width` tokens of each slot, or of the slots `rows`, as a dict.
 
         `uniforms` is (slots, width); `counts`, `seen` and `bias` are (slots, vocabulary).
         """
-        samplers = [running[slot].sampler if slot in running else None for slot in range(self.slots)]
-        uniforms = np.zeros((self.slots, width), "float32")
-        for slot, request in running.items():
-            if request.sampler.temperature > COLD:
-                uniforms[slot] = request.sampler.uniforms(len(request.new_tokens), width)
-        draw = {"settings": settings_of(samplers, self.slots), "uniforms": uniforms, "mu": self.mu}
-        return draw | self._said(running) | {"bias": self._bias(running)}
+        rows = np.arange(self.slots) if rows is None else rows
+        asked = [running.get(int(slot)) for slot in rows]
+        uniforms = np.zeros((len(rows), width), "float32")
+        for row, request in enumerate(asked):
+            if request is not None and request.sampler.temperature > COLD:
+                uniforms[row] = request.sampler.uniforms(len(request.new_tokens), width)
+        samplers = [None if request is None else request.sampler for request in asked]
+        draw = {"settings": settings_of(samplers, len(rows)), "uniforms": uniforms, "mu": self.mu[rows]}
+        return draw | self._said(asked) | {"bias": self._bias(asked)}
 
-    def keep(self, mu) -> None:
-        self.mu = np.array(ops.convert_to_numpy(mu))
+    def keep(self, mu, rows: np.ndarray | None = None) -> None:
+        self.mu[slice(None) if rows is None else rows] = ops.convert_to_numpy(mu)
 
-    def _said(self, running):
-        if not any(_has_penalties(request.sampler) for request in running.values()):
-            return {"counts": self._zeros("int32"), "seen": self._zeros("bool")}
-        counts = np.zeros((self.slots, self.vocabulary_size), "int32")
-        seen = np.zeros((self.slots, self.vocabulary_size), "bool")
-        for slot, request in running.items():
-            if _has_penalties(request.sampler):
-                np.add.at(counts[slot], request.new_tokens, 1)
-                seen[slot, request.prompt] = True
+    def _said(self, asked):
+        if not any(request is not None and _has_penalties(request.sampler) for request in asked):
+            return {"counts": self._zeros(len(asked), "int32"), "seen": self._zeros(len(asked), "bool")}
+        counts = np.zeros((len(asked), self.vocabulary_size), "int32")
+        seen = np.zeros((len(asked), self.vocabulary_size), "bool")
+        for row, request in enumerate(asked):
+            if request is not None and _has_penalties(request.sampler):
+                np.add.at(counts[row], request.new_tokens, 1)
+                seen[row, request.prompt] = True
         return {"counts": counts, "seen": seen}
 
-    def _bias(self, running):
-        if not any(request.constraints for request in running.values()):
-            return self._zeros("float32")
-        bias = np.zeros((self.slots, self.vocabulary_size), "float32")
-        for slot, request in running.items():
-            if request.constraints:
+    def _bias(self, asked):
+        if not any(request is not None and request.constraints for request in asked):
+            return self._zeros(len(asked), "float32")
+        bias = np.zeros((len(asked), self.vocabulary_size), "float32")
+        for row, request in enumerate(asked):
+            if request is not None and request.constraints:
                 arguments = request.prompt, request.new_tokens, self.vocabulary_size
-                bias[slot] = bias_of(request.constraints, *arguments)
+                bias[row] = bias_of(request.constraints, *arguments)
         return bias
 
-    def _zeros(self, dtype):
+    def _zeros(self, rows, dtype):
         # Made once, on the device: mostly nobody asks for more.
-        if dtype not in self._blank:
-            self._blank[dtype] = ops.zeros((self.slots, self.vocabulary_size), dtype)
-        return self._blank[dtype]
+        if (rows, dtype) not in self._blank:
+            self._blank[rows, dtype] = ops.zeros((rows, self.vocabulary_size), dtype)
+        return self._blank[rows, dtype]
 
 
 def is_greedy(request: Request) -> bool:

@@ -6,6 +6,7 @@ must be decided after each. A finished request leaves at once, and the next take
 """
 
 import collections
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -32,7 +33,8 @@ class Engine:
         length: tokens, prompt and answer, that a slot has room for; what the model reads, when left out.
         drafts: guesses tokens, which the model then checks several at once; see `Drafts`.
         prefix_cache: keeps what was read of prompts, for later ones that begin alike; see `PrefixCache`.
-        room: tokens that a slot has memory for at first; see `Slots`. For engines that live long.
+        room: tokens that a slot has memory for at first; see `Slots`. For engines that live long, which then also leave
+            out free slots while few are taken.
 
     Example:
     ```python
@@ -59,6 +61,7 @@ class Engine:
         self.limit = self.programs.limit
         length = bucket(min(length or self.limit, self.limit), self.limit, SMALLEST_BUCKET)
         self.slots = Slots(self.programs, slots, length, source_length=length, room=room)
+        self.elastic = room is not None
         self.prefix_cache, self.drafts = prefix_cache, drafts
         self.waiting: collections.deque[Request] = collections.deque()
         self.running: dict[int, Request] = {}
@@ -202,23 +205,37 @@ class Engine:
         # With others waiting, the first to end gives its slot to the next one.
         most = min(most, held, min(room), min(remaining) if self.waiting else max(remaining))
         self._make_room(running, most)
+        rows = self._few(running)
+        cache, positions, source = (slots.cache, slots.positions, slots.source) if rows is None else slots.part(rows)
+        place = {slot: slot for slot in running} if rows is None else {int(slot): row for row, slot in enumerate(rows)}
         ends = ends_of(
-            slots.size,
-            {slot: request.stop_token_ids for slot, request in running.items()},
-            list(running),
+            len(positions),
+            {place[slot]: request.stop_token_ids for slot, request in running.items()},
+            [place[slot] for slot in running],
             least=len(running) if self.waiting else 1,
             limit=most,
         )
-        arguments = slots.cache, self._last, slots.positions, slots.source, ends
+        arguments = cache, self._last if rows is None else self._last[rows], positions, source, ends
         if all(is_greedy(request) for request in running.values()):
-            made, count, slots.cache = self.programs.make_greedy(*arguments)
+            made, count, cache = self.programs.make_greedy(*arguments)
         else:
-            draw = self.draws.of(running, CHUNK)
-            made, count, slots.cache, mu = self.programs.make_sampled(*arguments, draw)
-            self.draws.keep(mu)
+            draw = self.draws.of(running, CHUNK, rows)
+            made, count, cache, mu = self.programs.make_sampled(*arguments, draw)
+            self.draws.keep(mu, rows)
+        slots.cache = cache if rows is None else self.programs.write_slots(slots.cache, cache, rows)
         made = ops.convert_to_numpy(made)[:, : int(count)]
         for slot, request in running.items():
-            self._take(slot, request, made[slot])
+            self._take(slot, request, made[place[slot]])
+
+    def _few(self, running) -> np.ndarray | None:
+        """The slots that are taken out to compute alone, in an engine that lives long, when few of many run: these, and
+        free ones, so that there are few shapes."""
+        size = self.slots.size
+        count = 1 if len(running) == 1 else size // 4
+        if not self.elastic or len(running) > count or count == size:
+            return None
+        free = (slot for slot in range(size) if slot not in running)
+        return np.asarray([*running, *itertools.islice(free, count - len(running))], "int32")
 
     def _one_step(self, running) -> None:
         slots, programs = self.slots, self.programs

@@ -45,6 +45,7 @@ class Programs:
         self.logits = made(self._logits, donate=0)
         self.encode = made(self._encode)
         self.copy_slots = made(caches.copy_slots)
+        self.write_slots = made(caches.write_slots, donate=0)
         self.merge = made(caches.merge, donate=0)
         self.write_slot = made(caches.write_slot, donate=0)
         self.read_slot = made(caches.read_slot)

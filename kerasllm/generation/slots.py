@@ -95,6 +95,13 @@ class Slots:
                 pairs = self.programs.write_slot(pairs, made, np.int32(slot))
         self.source = pairs, lengths
 
+    def part(self, rows: np.ndarray) -> tuple:
+        """Cache, positions and source of some slots alone."""
+        source = self.source
+        if source:
+            source = self.programs.copy_slots(source[0], rows), source[1][rows]
+        return self.programs.copy_slots(self.cache, rows), self.positions[rows], source
+
     def copy(self, sources: dict[int, int]) -> None:
         """Lets slot `new` hold what slot `old` holds, for each `{new: old}`."""
         if all(new == old for new, old in sources.items()):

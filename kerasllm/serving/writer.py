@@ -313,14 +313,15 @@ class Writer:
         self.limit = min(self.engine.limit, self.length or self.engine.limit)
 
     def _warm_up(self) -> None:
-        """Compiles what nearly every request needs, however long it gets."""
-        slots, source = self.engine.slots, [0] if self.has_encoder else None
-        for room in reversed(slots.rooms()):
-            slots.room = room
-            for temperature in (0.0, 1.0):
-                request = Request([0] * min(2, self.limit - 1), 1, Sampler(temperature=temperature), source=source)
-                self.engine.submit(request)
-                while not request.finished:
+        """Compiles what nearly every request needs: few of the slots, more of them and all, greedy and sampled."""
+        source = [0] if self.has_encoder else None
+        for temperature in (0.0, 1.0):
+            for count in sorted({1, min(2, self.size), self.size // 4 + 1}):
+                sampler, prompt = Sampler(temperature=temperature), [0] * min(2, self.limit - 1)
+                requests = [Request(prompt, 1, sampler, source=source) for _ in range(count)]
+                for request in requests:
+                    self.engine.submit(request)
+                while not all(request.finished for request in requests):
                     self.engine.step()
 
 

@@ -80,6 +80,27 @@ def test_memory_grows_with_what_is_held(model, alone, options):
     assert caches.length_of(engine.slots.cache) < 64
 
 
+@pytest.mark.parametrize("running", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_p": 0.9}, {"repetition_penalty": 1.3, "mirostat": 2.0}],
+    ids=["greedy", "sampled", "penalties"],
+)
+def test_few_of_many_slots_compute_alone(model, running, options):
+    def requests():
+        sampler = Sampler(seed=3, **options) if options else GREEDY
+        return [Request(prompt, 40, sampler) for prompt in PROMPTS[:running]]
+
+    engine = Engine(model, slots=8, room=16)
+    expected = run(Engine(model, slots=2), *requests())
+    assert run(engine, *requests()) == expected
+    other, later = Request(PROMPTS[3], 12, GREEDY), requests()
+    engine.submit(other)
+    engine.step(3)
+    assert run(engine, *later) == expected and other.finished
+    assert other.new_tokens == run(Engine(model, slots=1), Request(PROMPTS[3], 12, GREEDY))[0]
+
+
 def test_a_request_that_leaves_makes_room_for_the_next(model, alone):
     engine = Engine(model, slots=2, length=32)
     requests = [Request(prompt, 24, GREEDY) for prompt in PROMPTS[:3]]
@@ -305,6 +326,9 @@ def test_sources_share_slots_too():
     assert model.generate(PROMPTS, 12, stop_token_ids=[], slots=8, **SAMPLED) == expected
     found = model.generate(PROMPTS, 12, stop_token_ids=[], slots=2, draft="lookup", **SAMPLED)
     assert found == expected
+    engine = Engine(model, slots=4, room=8)
+    one = [Request([model.start_token_id], 12, GREEDY, source=source) for source in PROMPTS[:1]]
+    assert run(engine, *one) == [model.generate(PROMPTS[0], 12, stop_token_ids=[])]
 
 
 @pytest.mark.one_backend
