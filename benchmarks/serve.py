@@ -47,7 +47,7 @@ def command_of(server: str, directory: Path, port: int, gguf: Path | None, backe
         return [program, "serve", "--port", str(port), *options, str(directory)]
     if gguf is None:
         raise SystemExit("llama.cpp needs --gguf FILE, with a vocabulary.")
-    options = ["--model", str(gguf), "--port", str(port), "--n_ctx", "1024"]
+    options = ["--model", str(gguf), "--port", str(port), "--n_ctx", "1024", "--interrupt_requests", "false"]
     return [sys.executable, "-m", "llama_cpp.server", *options]
 
 
