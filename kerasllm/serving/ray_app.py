@@ -1,5 +1,7 @@
 """The server on Ray Serve: replicas on any number of machines, more of them as requests queue up."""
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -39,7 +41,8 @@ def make_ray_app(
     settings = settings or Settings(os.environ.get("KERASLLM_API_KEY") or None)
 
     def build():
-        return make_app(Models([ModelProcess(directory, **options) for directory in directories]), settings)
+        models = Models([ModelProcess(directory, **options) for directory in directories])
+        return _once_loaded(make_app(models, settings), models)
 
     @serve.deployment(
         autoscaling_config={
@@ -55,3 +58,21 @@ def make_ray_app(
         pass
 
     return Server.bind()
+
+
+def _once_loaded(app, models: Models):
+    """The application, which has started only when its models are there: a replica gets no request before."""
+    begin = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        async with begin(app) as state:
+            while not all(process.ready for process in models.processes.values()):
+                for process in models.processes.values():
+                    if process.failed:
+                        raise RuntimeError(f"The model {process.name!r} could not be loaded: {process.failed}")
+                await asyncio.sleep(0.1)
+            yield state
+
+    app.router.lifespan_context = lifespan
+    return app

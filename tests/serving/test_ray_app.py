@@ -28,7 +28,7 @@ def http(tmp_path_factory):
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(make_ray_app([directory], replicas=(2, 2)), name="kerasllm", blocking=False)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-        until(lambda: client.get("/health").status_code == 200)
+        assert {client.get("/health").status_code for _ in range(20)} == {200}  # Each is loaded before it is asked.
         yield client
     serve.shutdown()
     ray.shutdown()
