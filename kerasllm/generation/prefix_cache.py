@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 from keras import ops
 
-from kerasllm.generation.cache import PIECE, length_of
+from kerasllm.generation.cache import PIECE
 from kerasllm.generation.slots import Slots
 
 BLOCK = 16  # tokens
@@ -64,8 +64,7 @@ class PrefixCache:
         self.misses += len(tokens) - known
         if found:
             slots.make_room(known + 1)
-            room = length_of(slots.cache)
-            fill = [(0, 0), (0, 0), (0, room - known), (0, 0)]  # One shape, whatever was found.
+            fill = [(0, 0), (0, 0), (0, slots.held - known), (0, 0)]  # One shape, whatever was found.
             row = [tuple(np.pad(np.concatenate(parts, axis=2), fill) for parts in zip(*layer)) for layer in zip(*found)]
             slots.cache = slots.programs.write_slot(slots.cache, row, np.int32(slot))
             slots.positions[slot] = known
@@ -74,15 +73,14 @@ class PrefixCache:
     def keep(self, slots: Slots, slot: int, tokens: list[int]) -> None:
         """Keeps the whole blocks of what a slot holds: the beginning of `tokens`."""
         keys = self._keys(tokens[: slots.positions[slot]])
-        room = length_of(slots.cache)
-        width = min(PIECE, room)
+        width = min(PIECE, slots.held)
         piece, start = None, 0
         for count, key in enumerate(keys):
             if key in self._blocks:
                 continue
             first = count * BLOCK
             if piece is None or first + BLOCK > start + width:
-                start = min(first, room - width)
+                start = min(first, slots.held - width)
                 piece = slots.programs.read_piece(slots.cache, np.int32(slot), np.int32(start))
                 piece = [tuple(ops.convert_to_numpy(x) for x in pair) for pair in piece]
             place = slice(first - start, first - start + BLOCK)

@@ -27,12 +27,13 @@ class Slots:
 
     Attributes:
         positions: int32 (size,), how many tokens each slot has cached.
+        held: tokens that a slot has memory for now.
         cache, source: as `Programs` reads them.
     """
 
     def __init__(self, programs: Programs, size: int, length: int, source_length: int = 0, room: int | None = None):
         self.programs, self.size, self.length = programs, size, length
-        self.room = min(room or length, length)
+        self.room = self.held = min(room or length, length)
         self.positions = np.zeros(size, "int32")
         self.cache = programs.empty_cache(size, self.room)
         self.source = programs.empty_source(size, source_length)
@@ -46,15 +47,16 @@ class Slots:
 
     def make_room(self, places: int) -> None:
         """Lets the cache grow, until each slot has memory for so many tokens or for `length`."""
-        held = caches.length_of(self.cache)
-        if held < min(places, self.length):
-            self.cache = caches.grown(self.cache, next(n for n in self.rooms() if n >= min(places, self.length)))
+        places = min(places, self.length)
+        if self.held < places:
+            self.held = next(size for size in self.rooms() if size >= places)
+            self.cache = caches.grown(self.cache, self.held)
 
     def empty(self) -> None:
         """Forgets what all slots hold, and gives back the memory by which the cache has grown."""
         self.positions[:] = 0
-        if caches.length_of(self.cache) != self.room:
-            self.cache = None  # It goes before the other comes.
+        if self.held != self.room:
+            self.held, self.cache = self.room, None  # It goes before the other comes.
             self.cache = self.programs.empty_cache(self.size, self.room)
 
     def read(self, rows: dict[int, list[int]]) -> None:

@@ -67,17 +67,17 @@ def test_requests_of_all_lengths_share_two_slots(model, alone, name, options):
 def test_memory_grows_with_what_is_held(model, alone, options):
     engine = Engine(model, slots=4, room=8, **options)
     compiled = []
-    assert engine.slots.rooms() == [8, 32, 64] and caches.length_of(engine.slots.cache) == 8
+    assert engine.slots.rooms() == [8, 32, 64] and engine.slots.held == 8
     for _ in range(3):
         assert run(engine, *[Request(prompt, 24, GREEDY) for prompt in PROMPTS]) == alone["greedy"]
-        assert caches.length_of(engine.slots.cache) >= 32
+        assert engine.slots.held >= 32
         compiled.append(engine.programs.compilations)
     assert compiled[1] == compiled[2]
     long = Request([*PROMPTS[0], *alone["greedy"][0][:-4]], 36, GREEDY)
     assert run(engine, long)[0][:4] == alone["greedy"][0][-4:]
-    assert caches.length_of(engine.slots.cache) == 64
+    assert engine.slots.held == 64
     assert run(engine, Request(PROMPTS[4], 2, GREEDY)) == [alone["greedy"][4][:2]]
-    assert caches.length_of(engine.slots.cache) < 64
+    assert engine.slots.held < 64
 
 
 @pytest.mark.parametrize("running", [1, 2])
@@ -214,7 +214,7 @@ def test_of_a_slot_only_the_blocks_that_are_new_are_copied():
         read.append(int(start))
         return caches.read_piece(cache, to_tensor(slot), to_tensor(start))
 
-    slots = Namespace(length=length, positions=[0, 0, 0], programs=Namespace(read_piece=read_piece))
+    slots = Namespace(held=length, length=length, positions=[0, 0, 0], programs=Namespace(read_piece=read_piece))
     slots.cache = [tuple(map(ops.convert_to_tensor, arrays[:2])), tuple(map(ops.convert_to_tensor, arrays[2:]))]
     cache, tokens = PrefixCache(), list(range(length))
     for held, starts in ((50, [0]), (40, []), (200, [48, 112, 136])):
