@@ -1,6 +1,7 @@
 """llama.cpp in the place of a model's compiled programs: everything that makes tokens then runs on it."""
 
 import ctypes
+import functools
 import tempfile
 from pathlib import Path
 
@@ -32,8 +33,7 @@ class LlamaCpp(StepPrograms):
             raise ImportError('llama.cpp needs `pip install "kerasllm[llama-cpp]"`, which compiles it') from error
         super().__init__(model, threads)
         self._c, self.kind = llama_cpp, kind
-        self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        _quieten()
         llama_cpp.llama_backend_init()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.gguf"
@@ -110,3 +110,13 @@ class _Context:
             batch.seq_id[i][0] = slot
         if status := self._c.llama_decode(self._context, batch):
             raise RuntimeError(f"llama.cpp could not read {len(places)} tokens: llama_decode ended with {status}.")
+
+
+@functools.cache
+def _quieten():
+    """Lets llama.cpp print nothing. What it calls instead must live as long as the library, so it is kept."""
+    import llama_cpp
+
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    return quiet
