@@ -90,7 +90,7 @@ class FeedForward(keras.layers.Layer):
         PyTorch keeps no more than that by itself.
         """
         activate = ACTIVATIONS[self.activation]
-        if training and keras.backend.backend() != "torch" and not any(v.trainable for v in self.up.variables[:1]):
+        if training and keras.backend.backend() != "torch" and not self.up.variables[0].trainable:
             return recompute(None, activate, x)
         return activate(x)
 
