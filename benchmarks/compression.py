@@ -24,9 +24,7 @@ SIZES = {  # steps of the base, and of what is trained after it; rows to look at
 }
 PRUNED = 0.3
 SPARSITIES = (0.5, "2:4")
-SOURCES = str(
-    Path(sysconfig.get_paths()["stdlib"]) / "*.py"
-)  # more text than one model of this size can learn by heart
+SOURCES = str(Path(sysconfig.get_paths()["stdlib"]) / "*.py")  # Python's own: five megabytes
 QUICK_FOLDER = report.REPOSITORY / "build/benchmarks"
 
 
