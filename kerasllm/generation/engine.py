@@ -205,35 +205,35 @@ class Engine:
         # With others waiting, the first to end gives its slot to the next one.
         most = min(most, held, min(room), min(remaining) if self.waiting else max(remaining))
         self._make_room(running, most)
-        rows = self._few(running)
-        cache, positions, source = (slots.cache, slots.positions, slots.source) if rows is None else slots.part(rows)
-        place = {slot: slot for slot in running} if rows is None else {int(slot): row for row, slot in enumerate(rows)}
+        rows = self._rows(running)
+        few, place = len(rows) < slots.size, {int(slot): row for row, slot in enumerate(rows)}
+        cache, positions, source = slots.part(rows) if few else (slots.cache, slots.positions, slots.source)
         ends = ends_of(
-            len(positions),
+            len(rows),
             {place[slot]: request.stop_token_ids for slot, request in running.items()},
             [place[slot] for slot in running],
             least=len(running) if self.waiting else 1,
             limit=most,
         )
-        arguments = cache, self._last if rows is None else self._last[rows], positions, source, ends
+        arguments = cache, self._last[rows], positions, source, ends
         if all(is_greedy(request) for request in running.values()):
             made, count, cache = self.programs.make_greedy(*arguments)
         else:
             draw = self.draws.of(running, CHUNK, rows)
             made, count, cache, mu = self.programs.make_sampled(*arguments, draw)
             self.draws.keep(mu, rows)
-        slots.cache = cache if rows is None else self.programs.write_slots(slots.cache, cache, rows)
+        slots.cache = self.programs.write_slots(slots.cache, cache, rows) if few else cache
         made = ops.convert_to_numpy(made)[:, : int(count)]
         for slot, request in running.items():
             self._take(slot, request, made[place[slot]])
 
-    def _few(self, running) -> np.ndarray | None:
-        """The slots that are taken out to compute alone, in an engine that lives long, when few of many run: these, and
-        free ones, so that there are few shapes."""
+    def _rows(self, running) -> np.ndarray:
+        """The slots that compute: all; but in an engine that lives long, when few of many run, these alone, and so many
+        free ones that there are few shapes."""
         size = self.slots.size
         count = 1 if len(running) == 1 else size // 4
-        if not self.elastic or len(running) > count or count == size:
-            return None
+        if not self.elastic or len(running) > count:
+            return np.arange(size, dtype="int32")
         free = (slot for slot in range(size) if slot not in running)
         return np.asarray([*running, *itertools.islice(free, count - len(running))], "int32")
 
