@@ -78,6 +78,32 @@ class Page:
         """Fills a part of a tab: when the tab is opened, and when a model or a prompt is chosen while it is open."""
         self.applied.append((tab.id, function, inputs, outputs, options))
 
+    def follows(self, tab: gr.Tab, clock: gr.Timer, function: Callable, inputs: list, outputs: list) -> None:
+        """Looks at the session's newest job when the tab is opened, and at each tick of the clock until it is over.
+
+        Args:
+            function: of the job, which is over, and of the inputs, of which the session's id is the first.
+        """
+
+        def look(session_id, *others):
+            job = self.jobs.latest(self.session(session_id).key)
+            nothing = [gr.skip()] * len(outputs)
+            return nothing if job is None or job.is_active else function(job, session_id, *others)
+
+        def is_active(session_id):
+            job = self.jobs.latest(self.session(session_id).key)
+            return job is not None and job.is_active
+
+        def open_tab(session_id, *others):
+            # This never stops the clock: looking takes a while, and a job may have been begun meanwhile.
+            return *look(session_id, *others), gr.Timer(active=True) if is_active(session_id) else gr.skip()
+
+        def tick(session_id, *others):
+            return *look(session_id, *others), gr.skip() if is_active(session_id) else gr.Timer(active=False)
+
+        self.shows(tab, open_tab, inputs, [*outputs, clock], **LIGHT)
+        clock.tick(guarded(tick), inputs, [*outputs, clock], **LIGHT)
+
     def job(self, session: Session) -> tuple[Job | None, Run | None]:
         """The newest job of a session, and the run it works on."""
         job = self.jobs.latest(session.key)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from kerasllm.graph_frames import short_frames
+
 
 def compiled(model, function: Callable, donate: int | None = None) -> Callable:
     """`function`, a pure function of nested arrays and the model's weights, compiled once for each set of shapes.
@@ -49,7 +51,11 @@ def _jax(model, function, donate):
 def _tensorflow(model, function, donate):
     import tensorflow as tf
 
-    traced = tf.function(function, jit_compile=True, autograph=False)
+    def with_short_frames(*arguments):
+        with short_frames():
+            return function(*arguments)
+
+    traced = tf.function(with_short_frames, jit_compile=True, autograph=False)
 
     def run(*arguments):
         return traced(*tf.nest.map_structure(tf.convert_to_tensor, arguments))

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from kerasllm.layers.quantized import multiplies_in_float, product
+
 
 @keras.saving.register_keras_serializable("kerasllm")
 class Projection(keras.layers.Dense):
@@ -26,6 +28,14 @@ class Projection(keras.layers.Dense):
         shape = ops.shape(inputs)
         outputs = super().call(ops.reshape(inputs, (-1, shape[-1])), training=training)
         return ops.reshape(outputs, (*shape[:-1], self.units))
+
+    def quantized_call(self, inputs, training=None):
+        if self.lora_enabled or not multiplies_in_float(self):
+            return super().quantized_call(inputs, training=training)
+        shape = ops.shape(inputs)
+        outputs = product(ops.reshape(inputs, (-1, shape[-1])), self)
+        outputs = outputs if self.bias is None else ops.add(outputs, self.bias)
+        return self.activation(ops.reshape(outputs, (*shape[:-1], self.units)))
 
 
 def _torch_linear(inputs, kernel, bias):

@@ -8,6 +8,7 @@ from keras import ops
 
 from kerasllm.compression.mixin import Quantizable
 from kerasllm.config import TransformerConfig
+from kerasllm.graph_frames import short_frames
 from kerasllm.layers.inner import inner
 from kerasllm.losses import check_loss_options, linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
@@ -220,7 +221,8 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
             self._tell_optimizer_tokens(data)
         self._stage.now = "loss" if self._default_loss else "logits"
         step = self._torch_step if keras.backend.backend() == "torch" else super().train_step
-        result = step(*state, data)
+        with short_frames():
+            result = step(*state, data)
         self._stage.now = None
         return result
 
@@ -242,13 +244,15 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
     def test_step(self, *arguments):
         *state, data = arguments
         self._stage.now = "loss" if self._default_loss else "logits"
-        result = super().test_step(*state, self._with_static_shapes(data))
+        with short_frames():
+            result = super().test_step(*state, self._with_static_shapes(data))
         self._stage.now = None
         return result
 
     def predict_step(self, *arguments):
         self._stage.now = "logits"
-        result = super().predict_step(*arguments)
+        with short_frames():
+            result = super().predict_step(*arguments)
         self._stage.now = None
         return result
 

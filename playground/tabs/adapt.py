@@ -128,18 +128,14 @@ def build(page: Page, tab: gr.Tab) -> None:
         )
         return gr.Timer(active=True)
 
-    def look(session_id, model, prompt, adapter, on, scale):
-        job = page.jobs.latest(page.session(session_id).key)
-        if job is not None and job.is_active:
-            return [gr.skip()] * 4
-        stop = gr.Timer(active=False)
-        if job is None or job.kind not in ("quantize", "train"):
-            return gr.skip(), gr.skip(), gr.skip(), stop
+    def look(job, session_id, model, prompt, adapter, on, scale):
+        if job.kind not in ("quantize", "train"):
+            return gr.skip(), gr.skip(), gr.skip()
         if job.state != "done":
-            return gr.skip(), gr.skip(), panels.error("This did not work", job.message or "It was stopped."), stop
+            return gr.skip(), gr.skip(), panels.error("This did not work", job.message or "It was stopped.")
         if job.kind == "quantize":
-            return gr.skip(), gr.skip(), _table(job.result["rows"]), stop
-        return *show(session_id, model, prompt, None, on, scale), gr.skip(), stop
+            return gr.skip(), gr.skip(), _table(job.result["rows"])
+        return *show(session_id, model, prompt, None, on, scale), gr.skip()
 
     def script(session_id, model, prompt, adapter, on, scale):
         session, choice = page.session(session_id), page.choice(session_id, model)
@@ -162,8 +158,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     gr.on([adapter.input, on.change, scale.release], guarded(show), inputs, [sides, adapter], **DEVICE)
     start.click(guarded(begin), [page.session_id, page.model, text, steps, rank], clock, **LIGHT, api_name="train_lora")
     shrink.click(guarded(quantizing), shared[:2], clock, **LIGHT, api_name="quantize")
-    page.shows(tab, look, inputs, [sides, adapter, table, clock], **LIGHT)
-    clock.tick(guarded(look), inputs, [sides, adapter, table, clock], **LIGHT)
+    page.follows(tab, clock, look, inputs, [sides, adapter, table])
     code_panel(page, script, inputs)
 
 

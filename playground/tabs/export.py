@@ -84,19 +84,15 @@ def build(page: Page, tab: gr.Tab) -> None:
             session_id, "export", f"Export of {choice.title}", {"directory": str(choice.directory), "format": form}
         )
 
-    def look(session_id):
-        job = page.jobs.latest(page.session(session_id).key)
-        if job is None or job.kind not in ("evaluate", "export"):
-            return gr.skip(), gr.skip(), gr.Timer(active=False), gr.skip()
-        if job.is_active:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+    def look(job, session_id):
+        if job.kind not in ("evaluate", "export"):
+            return gr.skip(), gr.skip(), gr.skip()
         if job.state != "done":
-            told = panels.error("This did not work", job.message or "It was stopped.")
-            return gr.skip(), gr.skip(), gr.Timer(active=False), told
+            return gr.skip(), gr.skip(), panels.error("This did not work", job.message or "It was stopped.")
         if job.kind == "evaluate":
-            return _table(job.result["rows"]), gr.skip(), gr.Timer(active=False), ""
+            return _table(job.result["rows"]), gr.skip(), ""
         copy = page.offered(session_id, Path(job.result["file"]))
-        return gr.skip(), gr.DownloadButton(value=copy, interactive=True), gr.Timer(active=False), ""
+        return gr.skip(), gr.DownloadButton(value=copy, interactive=True), ""
 
     def saving(session_id, model):
         choice = page.choice(session_id, model)
@@ -118,8 +114,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     page.shows(tab, curves, [page.session_id], history, **LIGHT)
     measure.click(guarded(measuring), page.session_id, clock, **LIGHT, api_name="measure")
     export.click(guarded(exporting), [*shared, form], clock, **LIGHT, api_name="export")
-    clock.tick(guarded(look), page.session_id, [results, exported, clock, note], **LIGHT)
-    page.shows(tab, look, [page.session_id], [results, exported, clock, note], **LIGHT)
+    page.follows(tab, clock, look, [page.session_id], [results, exported, note])
     save.click(guarded(saving), shared, saved, **LIGHT, api_name="save_run")
     opening.upload(guarded(loading), [page.session_id, opening], [note, history], **LIGHT, api_name="open_run")
     code_panel(page, script, [*shared, form])
