@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 BLOCK = 128  # inputs whose errors are handed on to the others in one matrix product
+RANGES = np.linspace(1.0, 0.5, 11)  # of a group's weights, that AWQ tries to cut it down to
 
 
 class Rounded(NamedTuple):
@@ -119,7 +120,8 @@ def inverse_factor(gram: np.ndarray, damping: float) -> np.ndarray:
 def awq(kernel: np.ndarray, gram: np.ndarray, sizes: np.ndarray, group_size: int = -1, grid: int = 20) -> Rounded:
     """Inputs that are large get finer weights: they are multiplied before rounding, and divided after it.
 
-    Of `grid` strengths, and none, the one is taken that leaves the smallest error of the outputs.
+    Of `grid` strengths, and none, the one is taken that leaves the smallest error of the outputs. Then each group's
+    range is cut down if that makes up for the weights it loses, as in the authors' code.
 
     Args:
         kernel, group_size: as in `nearest`, with 4 bits.
@@ -139,7 +141,30 @@ def awq(kernel: np.ndarray, gram: np.ndarray, sizes: np.ndarray, group_size: int
         error = output_error(kernel, rounded.values(), gram)
         if error < least:
             best, least = rounded, error
-    return best
+    scales = best.input_scales
+    cut = _cut(kernel * scales[:, None], gram / np.outer(scales, scales), group_size)._replace(input_scales=scales)
+    return cut if output_error(kernel, cut.values(), gram) < least else best
+
+
+def _cut(kernel, gram, group_size: int) -> Rounded:
+    """`nearest` with 4 bits, each group's range as narrow as leaves the smallest error of what it adds to an output."""
+    groups = group_ids(len(kernel), group_size)
+    codes, parameters = np.zeros_like(kernel), []
+    for g in range(groups[-1] + 1):
+        inside = groups == g
+        weights, own = kernel[inside], gram[np.ix_(inside, inside)]
+        least = np.full(weights.shape[1], np.inf)
+        scale, zero = np.ones_like(least), np.zeros_like(least)
+        for share in RANGES:
+            tried = _parameters(weights * share, 4, symmetric=False)
+            errors = weights - (_codes(weights, *tried, 4) - tried[1]) * tried[0]
+            error = np.sum(errors * (own @ errors), axis=0)
+            scale, zero = (np.where(error < least, new, old) for new, old in zip(tried, (scale, zero)))
+            least = np.minimum(error, least)
+        codes[inside] = _codes(weights, scale, zero, 4)
+        parameters.append((scale, zero))
+    scale, zero = (np.stack(part) for part in zip(*parameters))
+    return Rounded(codes, scale, zero, groups, np.ones(len(kernel)))
 
 
 def group_ids(inputs: int, group_size: int) -> np.ndarray:

@@ -54,6 +54,18 @@ def test_awq_leaves_less_error_than_rounding(group_size):
     assert error < output_error(kernel, nearest(kernel, 4, group_size).values(), gram)
 
 
+def test_awq_cuts_the_range_of_a_group_with_one_large_weight():
+    kernel, gram, sizes = problem(32, 4)
+    kernel[3] *= 3
+    without_scaling = {"group_size": 16, "grid": 0}
+    found = awq(kernel, gram, sizes, **without_scaling)
+    assert output_error(kernel, found.values(), gram) < 0.95 * output_error(
+        kernel, nearest(kernel, 4, 16).values(), gram
+    )
+    assert (found.scale < nearest(kernel, 4, 16).scale).any()
+    assert set(np.unique(found.codes)) <= set(range(16))
+
+
 def test_rounding_is_to_the_nearest_number_of_the_grid():
     kernel = np.random.default_rng(1).normal(size=(32, 5))
     found = nearest(kernel, 3, group_size=8)
