@@ -18,12 +18,12 @@ from worker import limit_threads
 
 TASKS = ("dates", "number-words")
 SIZES = {  # steps of the base and of each method, examples that are asked
-    "full": {"base": 600, "tuning": 1500, "asked": 300},
+    "full": {"base": 600, "tuning": 1500, "asked": 1000},
     "toy": {"base": 2, "tuning": 2, "asked": 4},
 }
 BATCH_SIZE, LENGTH = 64, 96
 RATES = {"full": 1e-3}  # of the others: ADAPTER_RATE
-ADAPTER_RATE, RANK = 3e-3, 16
+ADAPTER_RATE, RANK = 5e-3, 32
 
 
 class Quality:

@@ -35,7 +35,8 @@ class Projection(keras.layers.Dense):
         shape = ops.shape(inputs)
         outputs = product(ops.reshape(inputs, (-1, shape[-1])), self)
         outputs = outputs if self.bias is None else ops.add(outputs, self.bias)
-        return self.activation(ops.reshape(outputs, (*shape[:-1], self.units)))
+        outputs = outputs if self.activation is None else self.activation(outputs)
+        return ops.reshape(outputs, (*shape[:-1], self.units))
 
 
 def _torch_linear(inputs, kernel, bias):

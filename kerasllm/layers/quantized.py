@@ -61,7 +61,8 @@ def _kernel(layer, codes, scale, *others):
     mode, units = layer.quantization_mode, layer.units
     if mode in OWN_INPUTS:
         zero, groups, *scales = others
-        codes = codes if codes.shape[0] == units else _unpacked(codes, units, axis=0)
+        bits = 4 if mode == "awq" else layer.dtype_policy.weight_bits
+        codes = _unpacked(codes, units, axis=0) if bits == 4 else codes
         kernel = ops.transpose(_ungrouped(codes, scale, zero, groups, axis=1))
         return kernel / ops.expand_dims(scales[0], -1) if scales else kernel
     if mode == "int4":
