@@ -23,7 +23,7 @@ SIZES = {  # steps of the base and of each method, examples that are asked
 }
 BATCH_SIZE, LENGTH = 64, 96
 RATES = {"full": 1e-3}  # of the others: ADAPTER_RATE
-ADAPTER_RATE, RANK = 5e-3, 32
+ADAPTER_RATE, RANK = 3e-3, 16
 
 
 class Quality:
