@@ -177,7 +177,7 @@ def test_layerwise_decay_and_lora_plus_multiply():
     optimizer = layerwise_decay(lora_plus(keras.optimizers.SGD(1.0), model, 8.0), model, 0.5)
     optimizer.build(model.trainable_variables)
     before = values(model)
-    optimizer.apply([ops.ones_like(v) for v in model.trainable_variables])
+    optimizer.apply([ops.ones(v.shape) for v in model.trainable_variables])
     after = values(model)
     moved = {path.split("/")[-1]: float((before[path] - after[path]).max()) for path in before}
     assert moved["lora_a"] == pytest.approx(0.5) and moved["lora_b"] == pytest.approx(4.0)
