@@ -95,7 +95,9 @@ def test_classify_and_predict_give_the_labels_of_classify(server, models):
         assert [row["label"] for row in given] == [one.label for one in expected]
         for row, one in zip(given, expected):
             assert row["probabilities"] == pytest.approx(one.probabilities, abs=1e-5)
-    assert ask(server, "/v1/classify", model="kinds", input=TEXTS[0])["data"] == answer["data"][:1]
+    [alone] = ask(server, "/v1/classify", model="kinds", input=TEXTS[0])["data"]
+    assert alone["label"] == expected[0].label
+    assert alone["probabilities"] == pytest.approx(expected[0].probabilities, abs=1e-5)
     assert server.http.get("/v1/models/kinds").json()["model_version_status"][0]["state"] == "AVAILABLE"
 
 
