@@ -85,14 +85,16 @@ class Page:
             function: of the job, which is over, and of the inputs, of which the session's id is the first.
         """
 
-        def look(session_id, *others):
-            job = self.jobs.latest(self.session(session_id).key)
-            nothing = [gr.skip()] * len(outputs)
-            return nothing if job is None or job.is_active else function(job, session_id, *others)
+        def latest(session_id):
+            return self.jobs.latest(self.session(session_id).key)
 
         def is_active(session_id):
-            job = self.jobs.latest(self.session(session_id).key)
+            job = latest(session_id)
             return job is not None and job.is_active
+
+        def look(session_id, *others):
+            job = latest(session_id)
+            return [gr.skip()] * len(outputs) if job is None or job.is_active else function(job, session_id, *others)
 
         def open_tab(session_id, *others):
             # This never stops the clock: looking takes a while, and a job may have been begun meanwhile.
