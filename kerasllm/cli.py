@@ -35,6 +35,15 @@ class Backend(StrEnum):
     torch = "torch"
 
 
+class CacheDtype(StrEnum):
+    """What keys and values are kept in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    int8 = "int8"
+
+
 class SamplerName(StrEnum):
     """The samplers of `generate`."""
 
@@ -410,7 +419,11 @@ def quantize(
     keep: Annotated[list[str] | None, typer.Option(help="Layers to keep in float, such as 'block_0.*'.")] = None,
     embeddings: Annotated[bool, typer.Option(help="Quantize the token embedding and head, too.")] = True,
     group_size: Annotated[int | None, typer.Option(help="Inputs that share a scale, in int4, gptq and awq.")] = None,
-    calibration: Annotated[str | None, typer.Option(help="Text that gptq and awq look at.")] = None,
+    activations: Annotated[bool, typer.Option("--activations", help="int8 inputs of layers, too.")] = False,
+    smooth: Annotated[
+        float | None, typer.Option(help="Even out large inputs first (SmoothQuant): 0.5 is usual, with --activations.")
+    ] = None,
+    calibration: Annotated[str | None, typer.Option(help="Text that gptq, awq and --smooth look at.")] = None,
     search: Annotated[
         float | None, typer.Option(help="Mix int4 and int8, for at most this rise of perplexity: 0.01 is 1 %.")
     ] = None,
@@ -424,8 +437,14 @@ def quantize(
     from kerasllm.compression.command import quantize_directory
 
     output = output or directory.with_name(f"{directory.name}-{'mixed' if search else mode}")
-    options = {"keep": keep or (), "embeddings": embeddings, "group_size": group_size, "calibration": calibration}
-    rows = quantize_directory(directory, output, eval_, mode, options, search, engine)
+    options = {
+        "keep": keep or (),
+        "embeddings": embeddings,
+        "group_size": group_size,
+        "activations": activations,
+        "calibration": calibration,
+    }
+    rows = quantize_directory(directory, output, eval_, mode, options, search, engine, smooth)
     _print_table(f"{directory} → {output}", rows)
 
 
@@ -486,6 +505,9 @@ def serve(
     ] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Answers made at once; up to 16 when left out.")] = None,
     length: Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and answer; the model's context.")] = None,
+    cache_dtype: Annotated[
+        CacheDtype | None, typer.Option(help="What keys and values are kept in; int8 has room for four times as much.")
+    ] = None,
     max_waiting: Annotated[int, typer.Option(min=0, help="Answers that may wait for a slot.")] = 256,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 600.0,
     hang_timeout: Annotated[
@@ -509,6 +531,7 @@ def serve(
         adapters=adapter or (),
         slots=slots,
         length=length,
+        cache_dtype=cache_dtype and cache_dtype.value,
         max_waiting=max_waiting,
         seconds=timeout,
         hang_seconds=hang_timeout,

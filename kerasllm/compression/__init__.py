@@ -20,6 +20,7 @@ _HOMES = {
     "quantize": "kerasllm.compression.post_training",
     "quantized_layers": "kerasllm.compression.post_training",
     "search": "kerasllm.compression.mixed_precision",
+    "smooth": "kerasllm.compression.smoothing",
     "sparsity": "kerasllm.compression.pruning",
     "student_from": "kerasllm.compression.students",
     "use_engine": "kerasllm.compression.engines",

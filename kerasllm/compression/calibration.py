@@ -17,10 +17,11 @@ ROWS_AT_ONCE = 8
 
 
 class Inputs(NamedTuple):
-    """What a layer was fed: xᵀx / rows, (in, in), and the mean of |x|, (in,)."""
+    """What a layer was fed: xᵀx / rows, (in, in), and of |x| the mean and the largest, (in,)."""
 
     gram: np.ndarray
     sizes: np.ndarray
+    largest: np.ndarray
 
 
 def calibration_rows(model, source, num_rows: int = 128, length: int = 512) -> np.ndarray:
@@ -62,7 +63,7 @@ def first_batches(step: Step, rows: np.ndarray) -> list:
 
 def observe(step: Step, layers: dict[str, keras.layers.Layer], batches: list) -> dict[str, Inputs]:
     """What each of the layers inside of a step is fed, when it runs on these batches."""
-    grams, sizes, counts = {}, {}, {}
+    grams, sizes, largest, counts = {}, {}, {}, {}
 
     def watched(name, call):
         def run(x, *arguments, **keywords):
@@ -70,6 +71,7 @@ def observe(step: Step, layers: dict[str, keras.layers.Layer], batches: list) ->
             values = values.reshape(-1, values.shape[-1])
             grams[name] = grams.get(name, 0.0) + (values.T @ values).astype("float64")
             sizes[name] = sizes.get(name, 0.0) + np.abs(values).sum(axis=0, dtype="float64")
+            largest[name] = np.maximum(largest.get(name, 0.0), np.abs(values).max(axis=0))
             counts[name] = counts.get(name, 0) + len(values)
             return call(x, *arguments, **keywords)
 
@@ -82,7 +84,7 @@ def observe(step: Step, layers: dict[str, keras.layers.Layer], batches: list) ->
     finally:
         for layer in layers.values():
             del layer.call  # The object's own; its class's is there again.
-    return {name: Inputs(grams[name] / counts[name], sizes[name] / counts[name]) for name in layers}
+    return {name: Inputs(grams[name] / counts[name], sizes[name] / counts[name], largest[name]) for name in layers}
 
 
 def _pieces(model, source, enough: int) -> Iterable[np.ndarray]:

@@ -11,6 +11,7 @@ from kerasllm.compression.mixed_precision import search as search_modes
 from kerasllm.compression.pruning import Magnitude, SparseGPT, Wanda, prune
 from kerasllm.compression.pruning import sparsity as zeros_of
 from kerasllm.compression.report import compare, num_bytes, rows_of, save_report
+from kerasllm.compression.smoothing import smooth
 from kerasllm.compression.structured_pruning import prune_structure
 from kerasllm.compression.students import student_from
 from kerasllm.data.pairs import read_pairs
@@ -23,7 +24,14 @@ from kerasllm.training.optimizers import adamw
 
 
 def quantize_directory(
-    directory, output, source, mode="int8", options=None, max_rise: float | None = None, engine: str = "auto"
+    directory,
+    output,
+    source,
+    mode="int8",
+    options=None,
+    max_rise: float | None = None,
+    engine: str = "auto",
+    strength: float | None = None,
 ) -> dict[str, str]:
     """Quantizes a saved model, saves it with a report, and returns the report in words.
 
@@ -34,6 +42,7 @@ def quantize_directory(
         mode, options: of `quantize`.
         max_rise: if given, modes are searched for; see `search`.
         engine: see `use_engine`.
+        strength: if given, large inputs are evened out first; see `smooth`.
     """
     if engine not in ENGINES:
         raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}")
@@ -43,6 +52,8 @@ def quantize_directory(
     options = dict(options or {})
     if max_rise is not None:
         mode = search_modes(before, batches, max_rise, keep_table=not options.get("embeddings", True))
+    if strength is not None:
+        smooth(after, options.get("calibration"), strength)
     after.quantize(mode, **options)
     after.save_to_preset(output)
     report = {"mode": mode, **compare(before, after, batches, engine)}

@@ -49,6 +49,11 @@ def use_engine(model, engine: str = "auto") -> str:
 def _made(model, engine: str):
     if engine == "keras":
         return None  # They are made when they are used.
+    if model.cache_dtype is not None:
+        raise ValueError(
+            f"The engine {engine!r} keeps keys and values in its own way. Use the engine 'keras', or set "
+            f"model.cache_dtype = None. Received: cache_dtype={model.cache_dtype!r}"
+        )
     if engine == "llama.cpp":
         from kerasllm.compression.llama_cpp import LlamaCpp
 

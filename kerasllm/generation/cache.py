@@ -3,18 +3,37 @@
 Heads stand before places, as products of matrices want them: a step then copies nothing but what is new. For the same
 reason a compiled loop over one slot holds it without the axis of slots, (kv_heads, length, head_dim): XLA drops that
 axis from the products, and would copy the cache at each step to write into it with the axis.
+
+It may be kept in another dtype than the model computes in: in a smaller float, or as in `eight_bits`.
 """
 
 import keras
 from keras import ops
 
+from kerasllm.generation import eight_bits
+
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 PIECE = 64  # places that are read of a slot in one go
 MOST_PIECES = 64  # written one by one; more are written in one go, which copies the cache
 
 
 def empty(config, slots: int, length: int, dtype):
-    shape = (slots, config.num_kv_heads, length, config.head_dim)
+    """Room for so many tokens in each slot.
+
+    Raises:
+        ValueError: a dtype that is not in `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"`cache_dtype` must be one of {', '.join(DTYPES)}. Received: cache_dtype={dtype!r}")
+    shape = (slots, config.num_kv_heads, length, config.head_dim + (eight_bits.EXTRA if dtype == "int8" else 0))
     return [(ops.zeros(shape, dtype), ops.zeros(shape, dtype)) for _ in range(config.num_layers)]
+
+
+def bytes_a_slot(model, length: int) -> int:
+    """What a slot with room for so many tokens takes in a model's cache, about."""
+    config = model.config
+    size = {"int8": 1, "bfloat16": 2, "float16": 2}.get(model.cache_dtype or model.compute_dtype, 4)
+    return config.kv_cache_bytes(1, size) * length // config.max_sequence_length
 
 
 def length_of(cache) -> int:
@@ -32,10 +51,25 @@ def seen(pair):
     return tuple(ops.transpose(x if len(x.shape) == 4 else x[None], (0, 2, 1, 3)) for x in pair)
 
 
-def kept(pair, like=None):
-    """A layer's pair from attention's order back to the cache's; to that of the cache `like`."""
-    pair = tuple(ops.transpose(x, (0, 2, 1, 3)) for x in pair)
-    return pair if like is None or len(like[0][0].shape) == 4 else tuple(x[0] for x in pair)
+def computed(pair, dtype):
+    """A layer's pair in the dtype that attention computes in."""
+    return tuple(eight_bits.unpacked(x, dtype) if is_packed(x) else ops.cast(x, dtype) for x in pair)
+
+
+def is_packed(x) -> bool:
+    return keras.backend.standardize_dtype(x.dtype) == "int8"
+
+
+def _like(new, old):
+    """New keys or values as the old ones are kept."""
+    if is_packed(old) and not is_packed(new):
+        return eight_bits.packed(new)
+    return ops.cast(new, old.dtype)
+
+
+def kept(pair):
+    """A layer's pair from attention's order back to the cache's."""
+    return tuple(ops.transpose(x, (0, 2, 1, 3)) for x in pair)
 
 
 def for_loop(cache):
@@ -62,6 +96,7 @@ def write(old, new, places):
 
 
 def _write(old, new, places):
+    new = _like(new, old)
     slots, width = new.shape[:2]
     if keras.backend.backend() == "torch":
         import torch
@@ -115,7 +150,7 @@ def write_slot(cache, row, slot):
     """The cache with one slot's beginning replaced by what `row`, a cache of one slot, holds."""
 
     def put(old, new):
-        new = new[:, :, : old.shape[2]]
+        new = _like(new, old)[:, :, : old.shape[2]]
         if keras.backend.backend() == "torch":
             old[:, :, : new.shape[2]].index_copy_(0, slot.reshape(1).long(), new)
             return old
@@ -146,7 +181,7 @@ def merge(cache, new, chosen):
     """The cache with the beginning of the chosen slots, (slots,) bool, replaced by that of `new`."""
 
     def put(old, fresh):
-        fresh = ops.pad(fresh, ((0, 0), (0, 0), (0, old.shape[2] - fresh.shape[2]), (0, 0)))
+        fresh = ops.pad(_like(fresh, old), ((0, 0), (0, 0), (0, old.shape[2] - fresh.shape[2]), (0, 0)))
         return ops.where(chosen[:, None, None, None], fresh, old)
 
     return [tuple(put(x, y) for x, y in zip(pair, other)) for pair, other in zip(cache, new)]

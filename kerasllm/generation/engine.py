@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from keras import ops
 
+from kerasllm.generation.cache import bytes_a_slot
 from kerasllm.generation.constraints import holds_for
 from kerasllm.generation.drafts import Drafts
 from kerasllm.generation.draws import Draws, is_greedy, repeated
@@ -77,9 +78,8 @@ class Engine:
         needed = min(config.max_sequence_length, max(len(r.prompt) + r.max_new_tokens for r in requests))
         needed = max(needed, *(len(r.source or ()) for r in requests), 1)
         if slots is None:
-            a_slot = needed * config.num_layers * config.num_kv_heads * config.head_dim * 2 * 4
             slots = bucket(len(requests), MOST_SLOTS)
-            while slots > 1 and slots * a_slot > CACHE_BYTES:
+            while slots > 1 and slots * bytes_a_slot(model, needed) > CACHE_BYTES:
                 slots //= 2
         return cls(model, slots, needed, **options)
 

@@ -73,7 +73,7 @@ class Programs:
         return _identity(model) == self._weights
 
     def empty_cache(self, slots: int, length: int):
-        return caches.empty(self.model.config, slots, length, self.model.compute_dtype)
+        return caches.empty(self.model.config, slots, length, self.model.cache_dtype or self.model.compute_dtype)
 
     def empty_source(self, slots: int, length: int):
         """Room for sources of up to `length` tokens; nothing for a model without an encoder."""
@@ -93,22 +93,28 @@ class Programs:
         mask = columns <= places[:, :, None]
         if window:
             mask = ops.logical_and(mask, columns > places[:, :, None] - window)
+        written, dtype = [], self.model.compute_dtype
+
+        def update(_, new):  # Layers cast what they are given; the cache itself stays as it is kept.
+            written.append(caches.write(cache[len(written)], new, places))
+            return caches.computed(caches.seen(written[-1]), dtype)
+
         arguments = {
             "positions": places,
             "attention_mask": mask[:, None],
             "cache": [caches.seen(pair) for pair in cache],
-            "update_cache": lambda old, new: caches.seen(caches.write(caches.kept(old, cache), new, places)),
+            "update_cache": update,
             "training": False,
         }
         network = self.model.transformer
         if self.has_encoder:
             pairs, lengths = source
             source_mask = _before(lengths, caches.length_of(pairs))
-            pairs = [caches.seen(pair) for pair in pairs]
-            hidden, new = network.decode(token_ids, pairs, source_mask, **arguments)
+            pairs = [caches.computed(caches.seen(pair), dtype) for pair in pairs]
+            hidden, _ = network.decode(token_ids, pairs, source_mask, **arguments)
         else:
-            hidden, new = network(token_ids, **arguments)
-        return hidden, [caches.kept(pair, cache) for pair in new]
+            hidden, _ = network(token_ids, **arguments)
+        return hidden, written
 
     def _encode(self, token_ids, lengths):
         network = self.model.transformer

@@ -30,8 +30,13 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
     Compiled without a loss, a model trains on the summed token cross-entropy of its head, divided once by the
     tokens, without ever holding all logits (`kerasllm.losses`), and reports `TokenMetrics`. Compiled with a
     loss, it is a Keras model like any other, whose output are the logits.
+
+    Attributes:
+        cache_dtype: what keys and values are kept in while tokens are made: "float32", "bfloat16", "float16" or
+            "int8" (a scale a head and token, a quarter of the memory); as the model computes, when `None`.
     """
 
+    cache_dtype: str | None = None
     predicts_tokens = True  # through the token embedding, or the head beside it
 
     def __init__(self, config, tokenizer=None, **kwargs):

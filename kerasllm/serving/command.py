@@ -18,6 +18,7 @@ def serve(
     adapters: Sequence[str] = (),
     slots: int | None = None,
     length: int | None = None,
+    cache_dtype: str | None = None,
     max_waiting: int = 256,
     seconds: float = 600.0,
     hang_seconds: float = 300.0,
@@ -35,6 +36,7 @@ def serve(
         adapters: `NAME=DIR`, of the first model.
         slots: answers that a model makes at once.
         length: tokens of a prompt and its answer.
+        cache_dtype: what keys and values are kept in; as the model computes, when left out.
         max_waiting: answers that may wait for a slot.
         seconds: that a request may take.
         hang_seconds: a model that is asked something and is silent for so long is started again.
@@ -64,7 +66,7 @@ def serve(
         )
     if (certificate is None) != (certificate_key is None):
         raise ValueError("TLS needs both a certificate and its key.")
-    options = {"slots": slots, "length": length}
+    options = {"slots": slots, "length": length, "cache_dtype": cache_dtype}
     processes = [ModelProcess(directory, max_waiting, hang_seconds, **options) for directory in directories]
     processes[0].adapters |= dict(_named(adapter) for adapter in adapters)
     app = make_app(Models(processes), Settings(api_key, seconds, cors_origins=tuple(cors_origins), log_text=log_text))

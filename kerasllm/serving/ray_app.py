@@ -30,7 +30,7 @@ def make_ray_app(
         replicas: how many servers at the least and at the most; their number follows the requests of each.
         settings: of each server; with the key that `KERASLLM_API_KEY` has, when left out.
         num_cpus: of a replica.
-        options: `slots`, `length` and `max_waiting` of each model, see `ModelProcess`.
+        options: `slots`, `length`, `cache_dtype` and `max_waiting` of each model, see `ModelProcess`.
 
     Example:
     ```python

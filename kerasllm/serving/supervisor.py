@@ -36,7 +36,7 @@ class ModelProcess:
         directory: of the saved model; its last part is the model's name.
         max_waiting: answers that may wait for a slot; a request beyond is refused.
         hang_seconds: a process that is asked something and is silent for so long is ended, and started again.
-        options: `slots`, `length` and `adapters` of `kerasllm.serving.worker.Worker`.
+        options: `slots`, `length`, `adapters` and `cache_dtype` of `kerasllm.serving.worker.Worker`.
 
     Attributes:
         info: what the process says of itself: task, limit (tokens), slots, adapters; empty until it is ready.

@@ -46,11 +46,13 @@ class Worker:
         directory: of the saved model.
         say: takes a dict that the server gets to read.
         slots, length, adapters: see `Writer`.
+        cache_dtype: of the model; see `LanguageModel`.
     """
 
-    def __init__(self, directory: str, say, slots=None, length=None, adapters=None):
+    def __init__(self, directory: str, say, slots=None, length=None, adapters=None, cache_dtype=None):
         self.say, self.task = say, task_in(directory)
         self.model = getattr(kerasllm, self.task).from_preset(directory)
+        self.model.cache_dtype = cache_dtype
         if self.model.tokenizer is None:
             raise ValueError(f"The model in {directory!r} has no tokenizer, so it cannot be served.")
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from kerasllm.chat.tokens import encode_prompt, stop_token_ids
+from kerasllm.generation.cache import bytes_a_slot
 from kerasllm.generation.constraints import constraints_of
 from kerasllm.generation.engine import Engine
 from kerasllm.generation.pieces import Pieces
@@ -90,7 +91,7 @@ class Writer:
     def __init__(self, model, slots: int | None = None, length: int | None = None, adapters: dict | None = None):
         self.model, self.tokenizer = model, model.tokenizer
         self.has_encoder = model.config.num_encoder_layers > 0
-        self.length, self.size = length, slots or slots_within(model.config, length, CACHE_BYTES)
+        self.length, self.size = length, slots or slots_within(model, length, CACHE_BYTES)
         self.cache = PrefixCache()
         self.waiting: collections.deque[Job | Callable] = collections.deque()
         self.running: dict[int, Job] = {}
@@ -325,11 +326,10 @@ class Writer:
                     self.engine.step()
 
 
-def slots_within(config, length: int | None, num_bytes: int, most: int = 16) -> int:
+def slots_within(model, length: int | None, num_bytes: int, most: int = 16) -> int:
     """How many slots a cache of this size has room for; a power of two, up to `most`."""
-    length = min(length or config.max_sequence_length, config.max_sequence_length)
-    a_slot = length * config.num_layers * config.num_kv_heads * config.head_dim * 2 * 4
-    while most > 1 and most * a_slot > num_bytes:
+    length = min(length or model.config.max_sequence_length, model.config.max_sequence_length)
+    while most > 1 and most * bytes_a_slot(model, length) > num_bytes:
         most //= 2
     return most
 
