@@ -10,7 +10,7 @@ from tiny_bert import SIZES, TEXTS, TOKENIZER, config
 from kerasllm import CausalLM, MaskedLM, Seq2SeqLM, TextClassifier, TextEmbedder, Tokenizer, TransformerConfig
 from kerasllm.serving.errors import Refused
 from kerasllm.serving.reader import Reader
-from kerasllm.serving.worker import task_in
+from kerasllm.serving.worker import Worker, task_in
 from kerasllm.serving.writer import Writer
 from kerasllm.tuning import LoRA
 
@@ -66,6 +66,18 @@ def test_a_model_with_an_encoder_answers_as_generate_does():
     assert answers(writer, asked(1, *sources[:2]), asked(2, sources[2])) == [expected[:2], expected[2:]]
     with pytest.raises(Refused, match="32 tokens"):
         writer.prepare(asked(3, "a" * 40))
+
+
+def test_keys_and_values_in_eight_bits(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = CausalLM(TransformerConfig(BYTES.vocabulary_size, 64, **SIZES), BYTES)
+    model.save_to_preset(tmp_path)
+    writer = Worker(str(tmp_path), print, slots=1, cache_dtype="int8").writer
+    assert {keras.backend.standardize_dtype(x.dtype) for pair in writer.engine.slots.cache for x in pair} == {"int8"}
+    model.cache_dtype = "int8"
+    assert answers(writer, asked(1, "abc")) == [
+        [model.generate("abc", 12, strip_prompt=True, logit_bias={END: -100.0})]
+    ]
 
 
 def test_adapters_are_models_of_their_own_and_come_and_go_between_requests(tmp_path):
