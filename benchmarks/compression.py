@@ -26,7 +26,7 @@ PRUNED = 0.3
 SPARSITIES = (0.5, "2:4")
 # Python's own tests, eight megabytes: read hardly more than once, so that the base is not too sure of itself.
 SOURCES = str(Path(sysconfig.get_paths()["stdlib"]) / "test" / "test_[a-r]*.py")
-PIECE = 4000  # characters: the last tenth is to be like the rest, which whole files, in an order of any kind, are not
+PIECE = 1000  # characters: the last tenth is to be like the rest, which whole files, in an order of any kind, are not
 QUICK_FOLDER = report.REPOSITORY / "build/benchmarks"
 
 
@@ -52,7 +52,8 @@ class Bench:
         self.train, self.validation = kerasllm.data.from_text(
             texts, tokenizer, sequence_length=LENGTH, batch_size=BATCH_SIZE
         )
-        self.validation.steps_per_epoch = min(len(self.validation), 100 if size == "full" else 2)
+        if size == "quick":
+            self.validation.steps_per_epoch = 2
         batches = [self.train[i][0]["token_ids"] for i in range(-(-self.size["rows"] // BATCH_SIZE))]
         self.rows = np.concatenate(batches)[: self.size["rows"]]
         config = kerasllm.TransformerConfig(VOCABULARY_SIZE, LENGTH, **SHAPE)

@@ -18,7 +18,7 @@ from worker import limit_threads
 
 TASKS = ("dates", "number-words")
 SIZES = {  # steps of the base and of each method, examples that are asked
-    "full": {"base": 600, "tuning": 1500, "asked": 1000},
+    "full": {"base": 600, "tuning": 3000, "asked": 1000},
     "toy": {"base": 2, "tuning": 2, "asked": 4},
 }
 BATCH_SIZE, LENGTH = 64, 96
