@@ -74,7 +74,8 @@ def _family_of(model) -> str:
     raise ValueError(
         f"llama.cpp runs a CausalLM that is a GPT-2 (with gelu_tanh) or a Llama (with silu). Received: a "
         f"{type(model).__name__} with positions={config.positions!r}, norm={config.norm!r}, gated={config.gated}, "
-        f"activation={config.activation!r}"
+        f"activation={config.activation!r}, num_heads={config.num_heads}, head_dim={config.head_dim}, "
+        f"hidden_dim={config.hidden_dim}"
     )
 
 

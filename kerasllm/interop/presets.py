@@ -41,9 +41,8 @@ HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> None:
     """See `LanguageModel.save_to_preset`."""
-    task = task_of(type(model))
+    task, family = task_of(type(model)), family_for(model)
     quantization = describe(model)
-    family = next((f for f in FAMILIES.values() if f.covers(model, task) and not quantization), own.FAMILY)
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"A file is in the way of the directory to save to: {str(directory)!r}")
@@ -81,6 +80,12 @@ def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> No
         path.unlink()
     if model.tokenizer is not None:  # whose config has the template; an earlier file would win over it
         (directory / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
+
+
+def family_for(model) -> Family:
+    """The format that a model is saved in: that of transformers, if it has such models; else our own."""
+    task = task_of(type(model))
+    return next((f for f in FAMILIES.values() if f.covers(model, task) and not describe(model)), own.FAMILY)
 
 
 def load_preset(cls, directory, dtype=None, **options):

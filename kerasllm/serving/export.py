@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 from kerasllm.files import written_aside
-from kerasllm.interop.presets import MAX_JSON_BYTES
+from kerasllm.interop import own
+from kerasllm.interop.presets import MAX_JSON_BYTES, family_for
 from kerasllm.interop.weight_files import read_json
 from kerasllm.serving.card import export_card
 from kerasllm.tuning.model_adapters import state_of
@@ -112,6 +113,11 @@ def _gguf(model, aside: Path, directory: Path, kind: str = "f16") -> None:
 
 
 def _huggingface(model, aside: Path, directory: Path) -> None:
+    if family_for(model) is own.FAMILY:
+        raise ValueError(
+            f"transformers has no model like this {type(model).__name__}: it is quantized, or its sizes and settings "
+            "are of no family. Export the float model instead, or another format, such as tf_saved_model."
+        )
     model.save_to_preset(aside)
 
 

@@ -180,6 +180,11 @@ def test_what_cannot_be_exported_is_said(tmp_path):
         export(tiny(), tmp_path / "out", format="pickle")
     with pytest.raises(ValueError, match=r"llama\.cpp runs a CausalLM"):
         tiny(activation="relu").export(tmp_path / "out", format="gguf")
+    quantized = tiny()
+    quantized.quantize("int8")
+    for model in (quantized, tiny(head_dim=8)):
+        with pytest.raises(ValueError, match="transformers has no model like this CausalLM"):
+            model.export(tmp_path / "out", format="huggingface")
     assert not (tmp_path / "out").exists()
 
 
