@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.compression.calibration import BUILTIN, calibration_rows, first_batches, run_step
+from kerasllm.compression.calibration import BUILTIN, calibration_rows, first_batches, observe, run_step
 from kerasllm.compression.chain import chain_of
-from kerasllm.compression.pruning import check_plain
+from kerasllm.compression.pruning import check_plain, prunable_layers
 from kerasllm.compression.reshaping import Parts, rebuilt, stacks_of
 from kerasllm.data.pairs import read_pairs
 from kerasllm.models.language_model import no_gradient
@@ -16,6 +16,7 @@ from kerasllm.tuning.model_adapters import adapter_of
 from kerasllm.tuning.vectors import IA3
 
 ROWS, LENGTH = 64, 256  # of the text that importance is judged on
+DAMPING = 0.01  # share of the mean of a Gram matrix's diagonal
 GATES = "importance"
 GATED = ("*attention.output_dense", "feed_forward.down")
 
@@ -38,8 +39,9 @@ def prune_structure(model, heads: float = 0.0, neurons: float = 0.0, layers: flo
 
     Each block loses the same number, so that the config says it, but each its own least important ones. (Heads with
     relative positions, which all blocks share, are the same in all blocks.) Where several query heads share keys and
-    values, they go together. Heads keep their size: `head_dim` no longer is `hidden_dim / num_heads`, which Llama's and
-    T5's files can say; others are then saved in our own format.
+    values, they go together. What those that stay can make up for, by least squares on the text, they do. Heads keep
+    their size: `head_dim` no longer is `hidden_dim / num_heads`, which Llama's and T5's files can say; others are then
+    saved in our own format.
 
     Args:
         model: one of ours, with float weights and without adapters. It stays as it is.
@@ -63,7 +65,8 @@ def prune_structure(model, heads: float = 0.0, neurons: float = 0.0, layers: flo
     ```
 
     References: Michel et al. (2019), "Are Sixteen Heads Really Better than One?"; Molchanov et al. (2016), "Pruning
-    Convolutional Neural Networks for Resource Efficient Inference"; Men et al. (2024), "ShortGPT", for blocks.
+    Convolutional Neural Networks for Resource Efficient Inference"; Men et al. (2024), "ShortGPT", for blocks; Kurtić
+    et al. (2023), "ZipLM", for making up.
     """
     for name, share in (("heads", heads), ("neurons", neurons), ("layers", layers)):
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
@@ -86,14 +89,29 @@ def prune_structure(model, heads: float = 0.0, neurons: float = 0.0, layers: flo
         parts, config = {**_head_parts(model, found, kept_heads), **_neuron_parts(found, kept_neurons)}, model.config
         group = config.num_heads // _units(config)
         kv_heads = config.num_kv_heads if config.num_kv_heads == 1 else kept_heads
-        model = rebuilt(
-            model,
-            parts=parts,
-            num_heads=kept_heads * group,
-            num_kv_heads=kv_heads,
-            intermediate_dim=kept_neurons,
-        )
+        sizes = {"num_heads": kept_heads * group, "num_kv_heads": kv_heads, "intermediate_dim": kept_neurons}
+        smaller = rebuilt(model, parts=parts, **sizes)
+        _make_up(model, smaller, parts, calibration)
+        model = smaller
     return model
+
+
+def made_up(kernel: np.ndarray, gram: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """What some inputs of a kernel are to be multiplied by, so that the outputs stay as near as they can without the
+    others, by least squares.
+
+    Args:
+        kernel: (in, out).
+        gram: (in, in), of the inputs; see `kerasllm.compression.rounding`.
+        kept: the inputs that stay, (kept,).
+
+    Returns:
+        (kept, out).
+    """
+    gone = np.setdiff1d(np.arange(len(kernel)), kept)
+    theirs = np.array(gram[np.ix_(kept, kept)], "float64")
+    theirs[np.diag_indices_from(theirs)] += DAMPING * max(np.diag(gram).mean(), 1e-12)
+    return kernel[kept] + np.linalg.solve(theirs, gram[np.ix_(kept, gone)] @ kernel[gone])
 
 
 def importance(model, calibration=None) -> Importance:
@@ -172,6 +190,20 @@ def _kept(share: float, count: int) -> int:
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
+def _make_up(model, smaller, parts: Parts, calibration) -> None:
+    """Changes what the heads and neurons that a smaller model has kept add to the residual stream."""
+    batches, *steps = _walk(model, calibration)
+    mine, its = prunable_layers(model), prunable_layers(smaller)
+    kept = {name: parts.get(f"{name.replace('.', '/')}/kernel", (1, None)) for name in mine}
+    kept = {name: index for name, (axis, index) in kept.items() if axis == 0}
+    for step in steps:
+        inside = {id(layer) for layer in step._flatten_layers()}
+        for name, inputs in observe(step, {n: mine[n] for n in kept if id(mine[n]) in inside}, batches).items():
+            kernel = ops.convert_to_numpy(ops.cast(mine[name].kernel, "float32"))
+            its[name].kernel.assign(made_up(kernel, inputs.gram, kept[name]))
+        batches = run_step(step, batches)
 
 
 def _head_parts(model, found: Importance, kept: int) -> Parts:

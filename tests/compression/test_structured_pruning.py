@@ -48,6 +48,7 @@ def test_what_is_left_computes_what_it_did(kind, changes, calibration, tmp_path,
     before, config = output(model, inputs), model.config
     found = importance(model, calibration)
     monkeypatch.setattr(structured_pruning, "importance", lambda *_: found)  # It is the same each time, and slow.
+    monkeypatch.setattr(structured_pruning, "_make_up", lambda *_: None)
     smaller = prune_structure(model, heads=0.5, neurons=0.25, calibration=calibration)
     assert smaller.config == config.replace(
         num_heads=config.num_heads // 2, num_kv_heads=config.num_kv_heads // 2, intermediate_dim=24
@@ -70,6 +71,25 @@ def make_one(kind, **changes):
     family = LLAMA if kind == "llama" else {}
     config = kerasllm.TransformerConfig(48, 16, 1, **{**SIZES, **family, **changes})
     return kerasllm.CausalLM(config), {"token_ids": IDS}
+
+
+@pytest.mark.parametrize("kind", ["gpt", "t5"])
+def test_what_stays_makes_up_for_what_goes(kind, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, kernel, kept = rng.normal(size=(200, 12)), rng.normal(size=(12, 5)), np.array([0, 3, 4, 7, 8, 11])
+    x[:, 5] = x[:, 3] + x[:, 4]
+    monkeypatch.setattr(structured_pruning, "DAMPING", 0.0)
+    best = np.linalg.lstsq(x[:, kept], x @ kernel, rcond=None)[0]
+    np.testing.assert_allclose(structured_pruning.made_up(kernel, x.T @ x / 200, kept), best, atol=1e-8)
+    monkeypatch.undo()
+
+    model, inputs = make(kind)
+    calibration, errors = PAIRS if kind == "t5" else ROWS, []
+    for make_up in (lambda *_: None, structured_pruning._make_up):
+        monkeypatch.setattr(structured_pruning, "_make_up", make_up)
+        smaller = prune_structure(model, heads=0.5, neurons=0.25, calibration=calibration)
+        errors.append(np.square(output(smaller, inputs) - output(model, inputs)).mean())
+    assert errors[1] < errors[0]
 
 
 def test_importance_is_the_slope_of_the_loss():
