@@ -8,7 +8,6 @@ from kerasllm.compression.command import saved_class
 from kerasllm.compression.report import num_bytes, tokens_per_second
 from kerasllm.data.pairs import read_pairs
 
-MODES = ("fp32", "int8", "int4")
 DATES, MOST_PAIRS = "builtin:dates:validation", 16
 MOST_WINDOWS = 8
 

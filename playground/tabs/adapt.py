@@ -8,7 +8,6 @@ import gradio as gr
 from playground import corpus, limits, presets, scripts
 from playground.jobs import Job
 from playground.looking import continuation
-from playground.measuring import MODES
 from playground.models import family, family_of
 from playground.page import DEVICE, LIGHT, Page, code_panel, guarded
 from playground.runs import read_run
@@ -16,6 +15,7 @@ from playground.views import panels
 from playground.views.charts import bars
 from playground.writing import bars_of, next_logits, sampler_of
 
+MODES = ("fp32", "int8", "int4")
 MOST_SCALE = 3
 MOST_TOKENS = 40
 SECONDS = 300

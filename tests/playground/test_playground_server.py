@@ -150,3 +150,16 @@ def test_the_command_says_what_it_lacks(tmp_path):
     for arguments, message in ((["--host", "0.0.0.0"], "--auth"), (["--model", str(tmp_path)], "no config.json")):
         done = subprocess.run([program, "playground", *arguments], capture_output=True, text=True, timeout=120)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_page_opens_before_the_backend_is_there(tmp_path):
+    """Importing a backend takes longer than all else; `Warming` does it behind the page."""
+    program = f"""
+import sys
+from pathlib import Path
+from playground.app import build, make_page
+from playground.warming import Warming
+build(make_page(Path({str(tmp_path)!r}), Path("saved_models"), None), Warming())
+assert not {{"keras", "torch", "jax", "tensorflow"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
