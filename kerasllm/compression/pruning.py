@@ -17,6 +17,7 @@ from kerasllm.training.watcher import Watcher, inner_optimizer
 from kerasllm.tuning.targets import named_layers, select
 
 SCOPES = ("layer", "model")
+WANDA_SCOPES = ("output", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,10 @@ class Wanda:
     """The weights go that matter least to their output on a text: |weight| times the length of its input.
 
     Args:
-        sparsity: of each output; as in `Magnitude`.
+        sparsity: share of zeros; as in `Magnitude`.
         calibration: texts, a file, or arrays of token ids; the documentation of Python when left out.
+        scope: whether each "output" loses the same share, which the authors found best for large models, or each
+            "layer", which leaves our small ones better.
 
     Raises:
         ValueError: a setting out of range.
@@ -62,27 +65,38 @@ class Wanda:
 
     sparsity: float | str = 0.5
     calibration: Any = BUILTIN
+    scope: str = "output"
 
     def __post_init__(self):
         check_sparsity(self.sparsity)
+        if self.scope not in WANDA_SCOPES:
+            raise ValueError(f"`scope` must be one of {', '.join(WANDA_SCOPES)}. Received: scope={self.scope!r}")
 
     def solve(self, kernel, gram):
-        return wanda(kernel, gram, self.sparsity)
+        return wanda(kernel, gram, self.sparsity, each_output=self.scope == "output")
 
 
 @dataclasses.dataclass(frozen=True)
-class SparseGPT(Wanda):
-    """As `Wanda`, and the weights that stay make up for those that go.
+class SparseGPT:
+    """The weights go whose loss those that stay can best make up for, which they then do.
 
     Args:
         sparsity: of each layer; as in `Magnitude`.
         calibration: as in `Wanda`.
         damping: of the solver; more where it is unstable.
 
+    Raises:
+        ValueError: a setting out of range.
+
     Reference: Frantar and Alistarh (2023), "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot".
     """
 
+    sparsity: float | str = 0.5
+    calibration: Any = BUILTIN
     damping: float = 0.01
+
+    def __post_init__(self):
+        check_sparsity(self.sparsity)
 
     def solve(self, kernel, gram):
         return sparse_gpt(kernel, gram, self.sparsity, self.damping)
@@ -117,7 +131,7 @@ def prune(model, method: Magnitude | Wanda | SparseGPT, layers: str | Sequence[s
     print(sparsity(model).total)
     ```
     """
-    if not isinstance(method, Magnitude | Wanda):
+    if not isinstance(method, Magnitude | Wanda | SparseGPT):
         raise TypeError(f"`method` must be Magnitude(...), Wanda(...) or SparseGPT(...). Received: method={method!r}")
     chosen = _chosen(model, layers)
     _check_divides(chosen, method.sparsity)
@@ -306,7 +320,7 @@ def _by_size(layers, method: Magnitude) -> list[np.ndarray]:
     return [part.reshape(size.shape) for part, size in zip(parts, sizes)]
 
 
-def _calibrated(model, layers, method: Wanda, rows: np.ndarray) -> None:
+def _calibrated(model, layers, method: Wanda | SparseGPT, rows: np.ndarray) -> None:
     """Prunes block by block, each for what the pruned blocks before it give it."""
     first, *steps = chain_of(model)
     batches = first_batches(first, rows)

@@ -49,18 +49,19 @@ def largest(scores: np.ndarray, sparsity: float | str, each_output: bool = False
     return _all_but_smallest(scores.reshape(-1), round(sparsity * scores.size), axis=0).reshape(scores.shape)
 
 
-def wanda(kernel: np.ndarray, gram: np.ndarray, sparsity: float | str) -> np.ndarray:
+def wanda(kernel: np.ndarray, gram: np.ndarray, sparsity: float | str, each_output: bool = True) -> np.ndarray:
     """The kernel without the weights that move its outputs least: |weight| times the length of its input.
 
     Args:
         kernel: (in, out).
         gram: (in, in), xᵀx / rows.
-        sparsity: of each output.
+        sparsity: share of zeros, or a pattern.
+        each_output: whether each output loses the same share, or all of them together.
 
     Reference: Sun et al. (2023), "A Simple and Effective Pruning Approach for Large Language Models".
     """
     scores = np.abs(kernel) * np.sqrt(np.diag(gram))[:, None]
-    return np.where(largest(scores, sparsity, each_output=True), kernel, 0.0)
+    return np.where(largest(scores, sparsity, each_output), kernel, 0.0)
 
 
 def sparse_gpt(kernel: np.ndarray, gram: np.ndarray, sparsity: float | str, damping: float = 0.01) -> np.ndarray:

@@ -30,7 +30,7 @@ def kernels(model):
     [
         ("gpt", SparseGPT(0.5, calibration=ROWS)),
         ("llama", Wanda("2:4", calibration=ROWS)),
-        ("t5", Wanda(0.25, calibration=ROWS)),
+        ("t5", Wanda(0.25, calibration=ROWS, scope="layer")),
         ("bert", Magnitude(0.6, scope="model")),
     ],
 )
@@ -97,6 +97,7 @@ def test_little_by_little():
         (lambda: (Magnitude(-0.1),), "sparsity=-0.1"),
         (lambda: (Wanda("4:2"),), "0 < n < m"),
         (lambda: (Magnitude("2:4", scope="model"),), "same in each layer"),
+        (lambda: (Wanda(scope="model"),), "one of output, layer"),
         (lambda: (Magnitude("1:3"),), r"must divide the inputs of each layer, and 'block_0.* has (16|32)"),
         (lambda: (Magnitude(0.5), "block_0.attention.quer"), "Did you mean"),
         (lambda: (Magnitude(0.5), "embedding.tokens"), "No layer matches"),
