@@ -70,8 +70,9 @@ def observe(step: Step, layers: dict[str, keras.layers.Layer], batches: list) ->
             values = np.asarray(ops.convert_to_numpy(ops.cast(x, "float32")), "float32")
             values = values.reshape(-1, values.shape[-1])
             grams[name] = grams.get(name, 0.0) + (values.T @ values).astype("float64")
-            sizes[name] = sizes.get(name, 0.0) + np.abs(values).sum(axis=0, dtype="float64")
-            largest[name] = np.maximum(largest.get(name, 0.0), np.abs(values).max(axis=0))
+            absolute = np.abs(values)
+            sizes[name] = sizes.get(name, 0.0) + absolute.sum(axis=0, dtype="float64")
+            largest[name] = np.maximum(largest.get(name, 0.0), absolute.max(axis=0))
             counts[name] = counts.get(name, 0) + len(values)
             return call(x, *arguments, **keywords)
 
