@@ -84,8 +84,10 @@ def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> No
 
 def family_for(model) -> Family:
     """The format that a model is saved in: that of transformers, if it has such models; else our own."""
+    if describe(model):
+        return own.FAMILY
     task = task_of(type(model))
-    return next((f for f in FAMILIES.values() if f.covers(model, task) and not describe(model)), own.FAMILY)
+    return next((family for family in FAMILIES.values() if family.covers(model, task)), own.FAMILY)
 
 
 def load_preset(cls, directory, dtype=None, **options):
