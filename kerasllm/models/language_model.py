@@ -32,8 +32,9 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
     loss, it is a Keras model like any other, whose output are the logits.
 
     Attributes:
-        cache_dtype: what keys and values are kept in while tokens are made: "float32", "bfloat16", "float16" or
-            "int8" (a scale a head and token, a quarter of the memory); as the model computes, when `None`.
+        cache_dtype: what keys and values are kept in while Keras makes tokens: "float32", "bfloat16", "float16" or
+            "int8" (a scale a head and token, a quarter of the memory); as the model computes, when `None`. Engines of
+            other libraries (`use_engine`) keep them in their own way.
     """
 
     cache_dtype: str | None = None
