@@ -52,8 +52,9 @@ def quantize_directory(
     options = dict(options or {})
     if max_rise is not None:
         mode = search_modes(before, batches, max_rise, keep_table=not options.get("embeddings", True))
-    if strength is not None:
-        smooth(after, options.get("calibration"), strength)
+    if strength is not None:  # Both, so that layers are compared with what was rounded.
+        smooth(before, options.get("calibration"), strength)
+        after.set_weights(before.get_weights())
     after.quantize(mode, **options)
     after.save_to_preset(output)
     report = {"mode": mode, **compare(before, after, batches, engine)}
