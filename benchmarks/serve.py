@@ -206,7 +206,7 @@ def main() -> None:
                     print(f"  {count} malformed bodies:", asyncio.run(abuse(url, name, count)))
                 print(memory(psutil.Process(process.pid)))
                 continue
-            asyncio.run(load(url, name, 16, None, 16))  # Compiles.
+            asyncio.run(load(url, name, 16, None, 64))  # Compiles.
             texts: dict[str, dict[int, str]] = {}
             for label, clients, rate in runs:
                 made, texts[label] = asyncio.run(load(url, name, clients, rate, arguments.requests))

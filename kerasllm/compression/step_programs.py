@@ -30,22 +30,18 @@ class StepPrograms:
     def empty_source(self, slots: int, length: int):
         return ()
 
-    def extend(self, cache, token_ids, positions, source):
-        cache.feed(range(cache.slots), token_ids, positions)
-        return cache
-
-    def extend_slot(self, cache, token_ids, positions, source, slot):
-        cache.feed([int(slot)], token_ids, positions)
+    def extend(self, cache, part, token_ids, positions, source):
+        cache.feed([int(row) for row in part[0]], token_ids, positions)
         return cache
 
     def copy_slots(self, cache, rows):
         cache.copy([int(row) for row in rows])
         return cache
 
-    def read_slot(self, cache, slot):
+    def read_piece(self, cache, slot, start):
         raise ValueError("A prefix cache needs the engine 'keras'.")
 
-    read_piece = write_slot = read_slot
+    write_slot = read_piece
 
     def logits(self, cache, token_ids, positions, source):
         """float32 (slots, width, vocabulary), no hidden states, and the cache."""
@@ -56,13 +52,13 @@ class StepPrograms:
     def verify(self, cache, token_ids, positions, source):
         return self.logits(cache, token_ids, positions, source)[0].argmax(axis=-1).astype("int32"), cache
 
-    def make_greedy(self, cache, tokens, positions, source, ends):
+    def make_greedy(self, cache, part, tokens, positions, source, ends):
         def likeliest(logits, count):
             return logits.argmax(axis=-1)
 
         return self._loop(likeliest, cache, tokens, positions, ends)
 
-    def make_sampled(self, cache, tokens, positions, source, ends, draw):
+    def make_sampled(self, cache, part, tokens, positions, source, ends, draw):
         mu, counts = draw["mu"], np.array(draw["counts"])
         uniforms = np.asarray(draw["uniforms"])
 
@@ -73,7 +69,8 @@ class StepPrograms:
             counts[np.arange(len(counts)), tokens] += 1
             return tokens
 
-        return (*self._loop(chosen, cache, tokens, positions, ends), mu)
+        made, count, cache = self._loop(chosen, cache, tokens, positions, ends)
+        return made, count, mu, cache
 
     def _loop(self, choose, cache, tokens, positions, ends):
         made, running, count = np.zeros((len(tokens), CHUNK), "int32"), ends["running"].copy(), 0

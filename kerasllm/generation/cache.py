@@ -4,7 +4,8 @@ Heads stand before places, as products of matrices want them: a step then copies
 reason a compiled loop over one slot holds it without the axis of slots, (kv_heads, length, head_dim): XLA drops that
 axis from the products, and would copy the cache at each step to write into it with the axis.
 
-It may be kept in another dtype than the model computes in: in a smaller float, or as in `eight_bits`.
+It may be kept in another dtype than the model computes in: in a smaller float, or as in `eight_bits`. XLA keeps
+bfloat16 as its bits: on a CPU it would make float32 of a whole bfloat16 array, and that again, to write into it.
 """
 
 import keras
@@ -13,8 +14,9 @@ from keras import ops
 from kerasllm.generation import eight_bits
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
+BITS = "uint16"
 PIECE = 64  # places that are read of a slot in one go
-MOST_PIECES = 64  # written one by one; more are written in one go, which copies the cache
+MOST_PIECES, MOST_WIDE = 64, 8  # places in all, and of a slot, written one by one; more in one go, which copies it all
 
 
 def empty(config, slots: int, length: int, dtype):
@@ -26,6 +28,8 @@ def empty(config, slots: int, length: int, dtype):
     if dtype not in DTYPES:
         raise ValueError(f"`cache_dtype` must be one of {', '.join(DTYPES)}. Received: cache_dtype={dtype!r}")
     shape = (slots, config.num_kv_heads, length, config.head_dim + (eight_bits.EXTRA if dtype == "int8" else 0))
+    if dtype == "bfloat16" and keras.backend.backend() != "torch":
+        dtype = BITS
     return [(ops.zeros(shape, dtype), ops.zeros(shape, dtype)) for _ in range(config.num_layers)]
 
 
@@ -53,18 +57,26 @@ def seen(pair):
 
 def computed(pair, dtype):
     """A layer's pair in the dtype that attention computes in."""
-    return tuple(eight_bits.unpacked(x, dtype) if is_packed(x) else ops.cast(x, dtype) for x in pair)
+
+    def unpacked(x):
+        if _dtype(x) == "int8":
+            return eight_bits.unpacked(x, dtype)
+        return ops.cast(ops.view(x, "bfloat16") if _dtype(x) == BITS else x, dtype)
+
+    return tuple(unpacked(x) for x in pair)
 
 
-def is_packed(x) -> bool:
-    return keras.backend.standardize_dtype(x.dtype) == "int8"
+def _dtype(x) -> str:
+    return keras.backend.standardize_dtype(x.dtype)
 
 
 def _like(new, old):
     """New keys or values as the old ones are kept."""
-    if is_packed(old) and not is_packed(new):
+    if _dtype(new) == _dtype(old):
+        return new
+    if _dtype(old) == "int8":
         return eight_bits.packed(new)
-    return ops.cast(new, old.dtype)
+    return ops.view(ops.cast(new, "bfloat16"), BITS) if _dtype(old) == BITS else ops.cast(new, old.dtype)
 
 
 def kept(pair):
@@ -107,7 +119,7 @@ def _write(old, new, places):
     new = ops.transpose(new, (0, 2, 1, 3))
     if len(old.shape) == 3:
         return ops.slice_update(old, (0, places[0, 0], 0), new[0])
-    if slots * width <= MOST_PIECES:
+    if slots * width <= MOST_PIECES and width <= MOST_WIDE:
         for slot in range(slots):
             for place in range(width):
                 piece = new[slot : slot + 1, :, place : place + 1]
@@ -120,15 +132,52 @@ def _write(old, new, places):
     return ops.where(inside[:, None, :, None], spread, old)
 
 
-def read_slot(cache, slot):
-    """The cache of one slot alone."""
+def read_part(cache, rows, columns):
+    """The slots `rows`, (some,), all different or all in their order, and of each as many places as `columns` has.
+
+    On PyTorch, what is read of all slots is still the cache's own memory.
+    """
+    places = columns.shape[0]
 
     def read(x):
+        if rows.shape[0] == x.shape[0]:
+            return x if places == x.shape[2] else x[:, :, :places]
         if keras.backend.backend() == "torch":
-            return x.index_select(0, slot.reshape(1).long())
-        return ops.slice(x, (slot, 0, 0, 0), (1, *x.shape[1:]))
+            return x[:, :, :places].index_select(0, rows.long())
+        if rows.shape[0] == 1:
+            return _cut(x, (rows[0], 0, 0, 0), (1, x.shape[1], places, x.shape[3]))
+        return ops.take(x[:, :, :places], rows, axis=0)
 
     return [tuple(read(x) for x in pair) for pair in cache]
+
+
+def _cut(x, starts, shape):
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow.compiler.tf2xla.python.xla import dynamic_slice
+
+        return dynamic_slice(x, starts, shape)  # `tf.slice` is compiled again for each start.
+    return ops.slice(x, starts, shape)
+
+
+def write_part(cache, part, rows):
+    """The cache with what `read_part` read of these slots, and was then written to, in its place."""
+
+    def put(old, new):
+        every = rows.shape[0] == old.shape[0]
+        if keras.backend.backend() == "torch":
+            return old if every else _put_rows(old, new, rows)
+        if every:
+            return new if new.shape == old.shape else ops.slice_update(old, (0, 0, 0, 0), new)
+        for row in range(new.shape[0]):
+            old = ops.slice_update(old, (rows[row], 0, 0, 0), new[row : row + 1])
+        return old
+
+    return [tuple(put(x, y) for x, y in zip(pair, new)) for pair, new in zip(cache, part)]
+
+
+def _put_rows(old, new, rows):
+    old[:, :, : new.shape[2]].index_copy_(0, rows.long(), new)
+    return old
 
 
 def read_piece(cache, slot, start):
@@ -141,7 +190,7 @@ def read_piece(cache, slot, start):
 
             places = start.long() + torch.arange(width, device=x.device)
             return x.transpose(1, 2)[slot.reshape(1, 1).long(), places[None]].transpose(1, 2)
-        return ops.slice(x, (slot, 0, start, 0), (1, x.shape[1], width, x.shape[3]))
+        return _cut(x, (slot, 0, start, 0), (1, x.shape[1], width, x.shape[3]))
 
     return [tuple(read(x) for x in pair) for pair in cache]
 
@@ -152,24 +201,10 @@ def write_slot(cache, row, slot):
     def put(old, new):
         new = _like(new, old)[:, :, : old.shape[2]]
         if keras.backend.backend() == "torch":
-            old[:, :, : new.shape[2]].index_copy_(0, slot.reshape(1).long(), new)
-            return old
+            return _put_rows(old, new, slot.reshape(1))
         return ops.slice_update(old, (slot, 0, 0, 0), new)
 
     return [tuple(put(x, y) for x, y in zip(pair, new)) for pair, new in zip(cache, row)]
-
-
-def write_slots(cache, new, rows):
-    """The cache with the slots `rows`, (some,), all different, replaced by those of `new`, as long as it."""
-
-    def put(old, fresh):
-        if keras.backend.backend() == "torch":
-            return old.index_copy_(0, rows.long(), fresh)
-        for row in range(fresh.shape[0]):
-            old = ops.slice_update(old, (rows[row], 0, 0, 0), fresh[row : row + 1])
-        return old
-
-    return [tuple(put(x, y) for x, y in zip(pair, other)) for pair, other in zip(cache, new)]
 
 
 def copy_slots(cache, rows):

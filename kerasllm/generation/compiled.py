@@ -16,9 +16,10 @@ def compiled(model, function: Callable, donate: int | None = None) -> Callable:
     compiles again.
 
     Args:
-        model: whose weights `function` reads; they may change, their number and shapes may not.
+        model: whose weights `function` reads, if any; they may change, their number and shapes may not.
         function: takes and returns nested lists, tuples and dicts of arrays.
-        donate: number of the argument whose memory may be reused: its values are lost.
+        donate: number of the argument whose memory the last result, or all of it, takes over: its values are lost. On
+            TensorFlow it becomes variables, which XLA writes where they are.
 
     Returns:
         the function, with `compilations()`: how often it was compiled so far. On PyTorch also with `bind(*arguments)`:
@@ -30,7 +31,7 @@ def compiled(model, function: Callable, donate: int | None = None) -> Callable:
 def _jax(model, function, donate):
     import jax
 
-    variables, traces = model.transformer.variables, []
+    variables, traces = model.transformer.variables if model else [], []
 
     def pure(values, *arguments):
         traces.append(1)  # Python comes here only to compile.
@@ -53,12 +54,28 @@ def _tensorflow(model, function, donate):
 
     def with_short_frames(*arguments):
         with short_frames():
-            return function(*arguments)
+            if donate is None:
+                return function(*arguments)
+            memory = arguments[donate]
+            values = tf.nest.map_structure(lambda variable: variable.read_value(), memory)
+            results = function(*arguments[:donate], values, *arguments[donate + 1 :])
+            rest, last = (results[:-1], results[-1]) if isinstance(results, tuple) else ((), results)
+            tf.nest.map_structure(lambda variable, value: variable.assign(value), memory, last)
+            return rest
 
     traced = tf.function(with_short_frames, jit_compile=True, autograph=False)
 
+    def variable(x):
+        return x if isinstance(x, tf.Variable) else tf.Variable(x, trainable=False)
+
     def run(*arguments):
-        return traced(*tf.nest.map_structure(tf.convert_to_tensor, arguments))
+        arguments = list(arguments)
+        memory = None if donate is None else tf.nest.map_structure(variable, arguments.pop(donate))
+        arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)
+        if donate is None:
+            return traced(*arguments)
+        rest = traced(*arguments[:donate], memory, *arguments[donate:])
+        return (*rest, memory) if rest else memory
 
     run.compilations = traced.experimental_get_tracing_count
     return run

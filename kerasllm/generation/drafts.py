@@ -87,11 +87,11 @@ class Drafts:
         for slot in requests:
             last[slot] = engine.text(slot)[-1]
         ends = ends_of(slots.size, {}, list(requests), least=1, limit=self.size)
-        arguments = slots.cache, last, slots.positions, slots.source, ends
+        arguments = slots.cache, slots.part(), last, slots.positions, slots.source, ends
         if all(is_greedy(request) for request in requests.values()):
             made, _, slots.cache = slots.programs.make_greedy(*arguments)
         else:
-            made, _, slots.cache, _ = slots.programs.make_sampled(*arguments, engine.draws.of(requests, CHUNK))
+            made, _, _, slots.cache = slots.programs.make_sampled(*arguments, engine.draws.of(requests, CHUNK))
         made = np.asarray(made)
         for slot in requests:
             slots.positions[slot] += self.size

@@ -9,6 +9,7 @@ import collections
 import itertools
 from collections.abc import Iterable, Sequence
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -23,6 +24,7 @@ from kerasllm.generation.slots import SMALLEST_BUCKET, Slots, bucket
 
 CACHE_BYTES = 2**30  # of a derived number of slots
 MOST_SLOTS = 16
+SHARES = {"torch": 4}  # of what slots hold, that attention may read; else 2: each takes XLA a second or more to compile
 
 
 class Engine:
@@ -203,29 +205,46 @@ class Engine:
         remaining = [request.remaining for request in running.values()]
         held = min(holds_for(request.constraints, len(request.new_tokens)) for request in running.values())
         # With others waiting, the first to end gives its slot to the next one.
-        most = min(most, held, min(room), min(remaining) if self.waiting else max(remaining))
+        least = len(running) - self._idle(len(running))
+        most = min(most, held, min(room), sorted(remaining)[-least])
         self._make_room(running, most)
         rows = self._rows(running)
-        few, place = len(rows) < slots.size, {int(slot): row for row, slot in enumerate(rows)}
-        cache, positions, source = slots.part(rows) if few else (slots.cache, slots.positions, slots.source)
+        place = {int(slot): row for row, slot in enumerate(rows)}
         ends = ends_of(
             len(rows),
             {place[slot]: request.stop_token_ids for slot, request in running.items()},
             [place[slot] for slot in running],
-            least=len(running) if self.waiting else 1,
+            least=least,
             limit=most,
         )
-        arguments = cache, self._last[rows], positions, source, ends
+        part = slots.part(rows, self._places(rows, running, most))
+        arguments = slots.cache, part, self._last[rows], slots.positions[rows], slots.source, ends
         if all(is_greedy(request) for request in running.values()):
-            made, count, cache = self.programs.make_greedy(*arguments)
+            made, count, slots.cache = self.programs.make_greedy(*arguments)
         else:
             draw = self.draws.of(running, CHUNK, rows)
-            made, count, cache, mu = self.programs.make_sampled(*arguments, draw)
+            made, count, mu, slots.cache = self.programs.make_sampled(*arguments, draw)
             self.draws.keep(mu, rows)
-        slots.cache = self.programs.write_slots(slots.cache, cache, rows) if few else cache
         made = ops.convert_to_numpy(made)[:, : int(count)]
         for slot, request in running.items():
             self._take(slot, request, made[place[slot]])
+
+    def _idle(self, running: int) -> int:
+        """How many requests may have ended before a call returns."""
+        if self.waiting:
+            return 0
+        # Where others come all the time, what has ended is answered soon, and its slot free.
+        return running // 4 if self.elastic else running - 1
+
+    def _places(self, rows, running, tokens: int) -> int:
+        """How much of each slot attention reads: all there is, or where all slots compute in an engine that lives long,
+        as large a share of it as the longest text needs."""
+        slots = self.slots
+        if not self.elastic or len(rows) < slots.size:
+            return slots.held
+        share = -(-slots.held // SHARES.get(keras.backend.backend(), 2))
+        needed = 1 + tokens + max(int(slots.positions[slot]) for slot in running)
+        return min(slots.held, -(-needed // share) * share)
 
     def _rows(self, running) -> np.ndarray:
         """The slots that compute: all; but in an engine that lives long, when few of many run, these alone, and so many

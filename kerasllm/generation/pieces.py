@@ -30,7 +30,12 @@ class Pieces:
 
     def advance(self) -> str:
         """What became certain since the last call."""
-        return "".join(self.each())
+        if self.stop:  # It may come with any token, and be gone with the next.
+            return "".join(self.each())
+        if self.read == len(self.request.new_tokens):
+            return ""
+        self.read = len(self.request.new_tokens)
+        return self._next()
 
     def each(self):
         """Yields what became certain with each token since the last call; an empty piece where nothing did."""

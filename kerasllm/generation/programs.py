@@ -23,7 +23,9 @@ class Programs:
 
     Shapes: token ids (slots, width) int32; `positions` (slots,) int32, how many tokens each slot has cached, and so
     where the first new one goes; `cache` as in `kerasllm.generation.cache`; `source` empty, or for a model with an
-    encoder the pair (what the blocks' cross-attention makes of the sources, their lengths (slots,)).
+    encoder the pair (what the blocks' cross-attention makes of the sources, their lengths (slots,)); `part` the slots
+    that compute and the places of them that attention reads, (rows, columns) as in `caches.read_part`: what is given
+    of slots beside it, but for `cache` and `source`, is given of these rows.
 
     Args:
         model: a `CausalLM` or a `Seq2SeqLM`.
@@ -36,20 +38,20 @@ class Programs:
         self._weights = _identity(model)
         self._all = []
 
-        def made(function, donate=None):
-            self._all.append(compiled(model, function, donate))
+        def made(function, donate=None, reads=model):
+            self._all.append(compiled(reads, function, donate))
             return self._all[-1]
 
+        def moved(function, donate=None):
+            return made(function, donate, reads=None)
+
         self.extend = made(self._extend, donate=0)
-        self.extend_slot = made(self._extend_slot, donate=0)
         self.logits = made(self._logits, donate=0)
         self.encode = made(self._encode)
-        self.copy_slots = made(caches.copy_slots)
-        self.write_slots = made(caches.write_slots, donate=0)
-        self.merge = made(caches.merge, donate=0)
-        self.write_slot = made(caches.write_slot, donate=0)
-        self.read_slot = made(caches.read_slot)
-        self.read_piece = made(caches.read_piece)
+        self.copy_slots = moved(caches.copy_slots, donate=0)
+        self.merge = moved(caches.merge, donate=0)
+        self.write_slot = moved(caches.write_slot, donate=0)
+        self.read_piece = moved(caches.read_piece)
         self.verify = made(self._verify, donate=0)
         if keras.backend.backend() == "torch":
             from kerasllm.generation import torch_loop
@@ -121,13 +123,11 @@ class Programs:
         hidden = network.encode(token_ids, _before(lengths, token_ids.shape[1]), training=False)
         return [caches.kept(pair) for pair in network.decoder.project_source(hidden)]
 
-    def _extend(self, cache, token_ids, positions, source):
-        return self._hidden(cache, token_ids, positions, source)[1]
-
-    def _extend_slot(self, cache, token_ids, positions, source, slot):
-        """`_extend` for one slot of many: token ids (1, width), positions (1,), and that slot's source."""
-        row = self._extend(caches.read_slot(cache, slot), token_ids, positions, source)
-        return caches.write_slot(cache, row, slot)
+    def _extend(self, cache, part, token_ids, positions, source):
+        rows, columns = part
+        read = caches.read_part(cache, rows, columns)
+        _, read = self._hidden(read, token_ids, positions, source_of(source, rows))
+        return caches.write_part(cache, read, rows)
 
     def _logits(self, cache, token_ids, positions, source):
         """Logits of what follows each new token, float32 (slots, width, vocabulary), their last hidden states, and
@@ -153,25 +153,27 @@ class Programs:
         logits, cache = self._step(tokens, positions, cache, source)
         return greedy(logits), cache
 
-    def _make_greedy(self, cache, tokens, positions, source, ends):
-        """Up to CHUNK tokens a row, each fed back; see `Ends`.
+    def _make_greedy(self, cache, part, tokens, positions, source, ends):
+        """Up to CHUNK tokens a row, each fed back; see `ends_of`.
 
         Returns:
-            tokens (slots, CHUNK), how many columns were made, and the cache.
+            tokens (rows, CHUNK), how many columns were made, and the cache.
         """
-        last = caches.length_of(cache) - 1
+        rows, columns = part
+        read, source, last = caches.read_part(cache, rows, columns), source_of(source, rows), columns.shape[0] - 1
 
         def body(step, tokens, positions, running, made, cache):
             tokens, cache = self._greedy_step(tokens, positions, cache, source)
             return step + 1, tokens, ops.minimum(positions + 1, last), *_note(made, step, running, tokens, ends), cache
 
-        state = (*_start(tokens, positions, ends), caches.for_loop(cache))
-        step, *_, made, cache = ops.while_loop(_goes_on(ends), body, state)
-        return made, step, caches.after_loop(cache)
+        state = (*_start(tokens, positions, ends), caches.for_loop(read))
+        step, *_, made, read = ops.while_loop(_goes_on(ends), body, state)
+        return made, step, caches.write_part(cache, caches.after_loop(read), rows)
 
-    def _make_sampled(self, cache, tokens, positions, source, ends, draw):
-        """`_make_greedy` with `choose`; `draw` is what it reads beside logits. Also returns `mu`."""
-        last = caches.length_of(cache) - 1
+    def _make_sampled(self, cache, part, tokens, positions, source, ends, draw):
+        """`_make_greedy` with `choose`; `draw` is what it reads beside logits. Also returns `mu`, before the cache."""
+        rows, columns = part
+        read, source, last = caches.read_part(cache, rows, columns), source_of(source, rows), columns.shape[0] - 1
         constant = {name: draw[name] for name in ("settings", "seen", "bias")}
 
         def body(step, tokens, positions, running, made, cache, mu, counts):
@@ -182,9 +184,9 @@ class Programs:
             running, made = _note(made, step, running, tokens, ends)
             return step + 1, tokens, ops.minimum(positions + 1, last), running, made, cache, mu, counts
 
-        state = (*_start(tokens, positions, ends), caches.for_loop(cache), draw["mu"], draw["counts"])
-        step, _, _, _, made, cache, mu, _ = ops.while_loop(_goes_on(ends), body, state)
-        return made, step, caches.after_loop(cache), mu
+        state = (*_start(tokens, positions, ends), caches.for_loop(read), draw["mu"], draw["counts"])
+        step, _, _, _, made, read, mu, _ = ops.while_loop(_goes_on(ends), body, state)
+        return made, step, mu, caches.write_part(cache, caches.after_loop(read), rows)
 
     def _verify(self, cache, token_ids, positions, source):
         """The likeliest token after each new one, (slots, width), and the cache."""
@@ -204,7 +206,7 @@ def ends_of(slots: int, stop_ids: dict[int, frozenset], running: list[int], leas
     """When a call that makes many tokens returns.
 
     Args:
-        slots: of the engine.
+        slots: that compute.
         stop_ids: of each running slot.
         running: the slots in use.
         least: return when fewer than this are still running.
@@ -217,6 +219,14 @@ def ends_of(slots: int, stop_ids: dict[int, frozenset], running: list[int], leas
     alive = np.zeros(slots, "bool")
     alive[running] = True
     return {"stops": stops, "running": alive, "least": np.int32(least), "limit": np.int32(min(limit, CHUNK))}
+
+
+def source_of(source, rows):
+    """Of a source, that of the slots `rows`."""
+    if not source or rows.shape[0] == source[1].shape[0]:
+        return source
+    pairs, lengths = source
+    return caches.copy_slots(pairs, rows), ops.take(lengths, rows, axis=0)
 
 
 def _start(tokens, positions, ends):

@@ -33,6 +33,7 @@ class Slots:
 
     def __init__(self, programs: Programs, size: int, length: int, source_length: int = 0, room: int | None = None):
         self.programs, self.size, self.length = programs, size, length
+        self.elastic = room is not None
         self.room = self.held = min(room or length, length)
         self.positions = np.zeros(size, "int32")
         self.cache = programs.empty_cache(size, self.room)
@@ -64,18 +65,24 @@ class Slots:
         rows = {slot: ids for slot, ids in rows.items() if ids}
         if not rows:
             return
-        width = bucket(max(map(len, rows.values())), self.length, SMALLEST_BUCKET)
         self.make_room(1 + max(int(self.positions[slot]) + len(ids) for slot, ids in rows.items()))
-        # Slots that read nothing compute along, beyond what they hold: worth it for a quarter of them.
-        if self.size == 1 or len(rows) > self.size // 4:
-            token_ids = _filled(rows, self.size, width)
-            self.cache = self.programs.extend(self.cache, token_ids, self.positions, self.source)
+        # Slots that read nothing compute along, beyond what they hold: worth it for half of them. Those that live long
+        # read one by one, in so many shapes less.
+        if len(rows) > self.size // 2 and (not self.elastic or self.size == 1):
+            self._extend(np.arange(self.size, dtype="int32"), rows)
         else:
             for slot, ids in rows.items():
-                arguments = _filled({0: ids}, 1, width), self.positions[slot : slot + 1], self._source_of(slot)
-                self.cache = self.programs.extend_slot(self.cache, *arguments, np.int32(slot))
+                self._extend(np.array([slot], "int32"), {0: ids})
         for slot, ids in rows.items():
             self.positions[slot] += len(ids)
+
+    def _extend(self, slots: np.ndarray, rows: dict[int, list[int]]) -> None:
+        """Reads tokens into some of these slots, known by their place among them."""
+        width = bucket(max(map(len, rows.values())), self.length, SMALLEST_BUCKET)
+        positions = self.positions[slots]
+        places = self.held if positions.any() else min(width, self.held)
+        arguments = _filled(rows, len(slots), width), positions, self.source
+        self.cache = self.programs.extend(self.cache, self.part(slots, places), *arguments)
 
     def read_sources(self, rows: dict[int, list[int]]) -> None:
         """Runs sources through the encoder, into their slots."""
@@ -97,12 +104,10 @@ class Slots:
                 pairs = self.programs.write_slot(pairs, made, np.int32(slot))
         self.source = pairs, lengths
 
-    def part(self, rows: np.ndarray) -> tuple:
-        """Cache, positions and source of some slots alone."""
-        source = self.source
-        if source:
-            source = self.programs.copy_slots(source[0], rows), source[1][rows]
-        return self.programs.copy_slots(self.cache, rows), self.positions[rows], source
+    def part(self, rows: np.ndarray | None = None, places: int | None = None) -> tuple:
+        """Some slots and how much of them is read, all when left out, as `Programs` wants to know it."""
+        rows = np.arange(self.size, dtype="int32") if rows is None else rows
+        return rows, np.arange(places or self.held, dtype="int32")
 
     def copy(self, sources: dict[int, int]) -> None:
         """Lets slot `new` hold what slot `old` holds, for each `{new: old}`."""
@@ -116,12 +121,6 @@ class Slots:
         if self.source:
             pairs, lengths = self.source
             self.source = self.programs.copy_slots(pairs, rows), lengths[rows]
-
-    def _source_of(self, slot):
-        if not self.source:
-            return ()
-        pairs, lengths = self.source
-        return self.programs.read_slot(pairs, np.int32(slot)), lengths[slot : slot + 1]
 
 
 def _filled(rows: dict[int, list[int]], size: int, width: int) -> np.ndarray:

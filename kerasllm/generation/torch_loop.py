@@ -4,17 +4,17 @@ import keras
 import numpy as np
 import torch
 
-from kerasllm.generation.cache import length_of
+from kerasllm.generation import cache as caches
 from kerasllm.generation.compiled import to_tensor
 from kerasllm.generation.sampling import choose
 
 
-def make_greedy(step, cache, tokens, positions, source, ends):
+def make_greedy(step, cache, part, tokens, positions, source, ends):
     """`Programs._make_greedy`; `step` is `Programs._greedy_step`, compiled."""
-    return _loop(step, cache, tokens, positions, source, ends, lambda count, made: made)
+    return _loop(step, cache, part, tokens, positions, source, ends, lambda count, made: made)
 
 
-def make_sampled(step, cache, tokens, positions, source, ends, draw):
+def make_sampled(step, cache, part, tokens, positions, source, ends, draw):
     """`Programs._make_sampled`; `step` is `Programs._step`, compiled."""
     draw = keras.tree.map_structure(to_tensor, draw)
     counts, uniforms = draw["counts"].clone(), draw["uniforms"]
@@ -25,7 +25,8 @@ def make_sampled(step, cache, tokens, positions, source, ends, draw):
         counts[rows, chosen.long()] += 1
         return chosen
 
-    return (*_loop(step, cache, tokens, positions, source, ends, next_tokens), draw["mu"])
+    made, count, cache = _loop(step, cache, part, tokens, positions, source, ends, next_tokens)
+    return made, count, draw["mu"], cache
 
 
 @torch.inference_mode()
@@ -35,18 +36,21 @@ def chosen(logits, draw):
 
 
 @torch.inference_mode()
-def _loop(step, cache, tokens, positions, source, ends, next_tokens):
-    from kerasllm.generation.programs import CHUNK
+def _loop(step, cache, part, tokens, positions, source, ends, next_tokens):
+    from kerasllm.generation.programs import CHUNK, source_of
 
     made = np.zeros((len(tokens), CHUNK), "int32")
-    running, count, last = ends["running"].copy(), 0, length_of(cache) - 1
+    rows, columns = map(to_tensor, part)
+    running, count, last = ends["running"].copy(), 0, len(columns) - 1
     stops, least, limit = ends["stops"], int(ends["least"]), int(ends["limit"])
     # The recorded step writes into the cache; what is fed to it goes in and out by the same two places.
-    run, flat = step.bind(to_tensor(tokens), to_tensor(np.array(positions)), cache, source)
+    read = caches.read_part(cache, rows, columns)
+    source = source_of(keras.tree.map_structure(to_tensor, source), rows)
+    run, flat = step.bind(to_tensor(tokens), to_tensor(np.array(positions)), read, source)
     while count < limit and running.sum() >= least:
         flat[0] = next_tokens(count, run(*flat)[0])
         flat[1] = (flat[1] + 1).clamp_(max=last)
         made[:, count] = flat[0].cpu().numpy()
         running &= (made[:, count, None] != stops).all(axis=1)
         count += 1
-    return made, count, cache
+    return made, count, caches.write_part(cache, read, rows)

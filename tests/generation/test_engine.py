@@ -1,5 +1,6 @@
 """The engine: slots that requests share, drafts, prefixes that are kept, and requests that go wrong alone."""
 
+import itertools
 import re
 from types import SimpleNamespace as Namespace
 
@@ -99,6 +100,53 @@ def test_few_of_many_slots_compute_alone(model, running, options):
     engine.step(3)
     assert run(engine, *later) == expected and other.finished
     assert other.new_tokens == run(Engine(model, slots=1), Request(PROMPTS[3], 12, GREEDY))[0]
+
+
+def test_attention_reads_a_share_of_what_slots_hold(model, alone, monkeypatch):
+    engine = Engine(model, slots=2, room=64)
+    read, part = [], Slots.part
+    monkeypatch.setattr(Slots, "part", lambda self, *of: (read.append((len(of[0]), of[1])), part(self, *of))[1])
+    for first, second in itertools.pairwise(PROMPTS):
+        requests = [engine.submit(Request(prompt, 24, GREEDY)) for prompt in (first, second)]
+        while not all(request.finished for request in requests):
+            engine.step(8)
+        assert [r.new_tokens for r in requests] == [
+            alone["greedy"][PROMPTS.index(prompt)] for prompt in (first, second)
+        ]
+    shares = {places for rows, places in read if rows == 2}
+    assert shares == ({16, 32} if keras.backend.backend() == "torch" else {32})  # never all 64
+    assert {places for rows, places in read if rows == 1} == {16}  # A prompt, by itself.
+
+
+def test_who_ended_is_answered_before_the_others_have(model):
+    """In an engine that lives long, a quarter of those that run may have ended when a call returns."""
+    for room, expected in ((None, [4, 24, 24, 24]), (64, [4, 8, 8, 8])):
+        engine = Engine(model, slots=4, room=room)
+        requests = [Request(prompt, size, GREEDY) for prompt, size in zip(PROMPTS, (4, 8, 24, 24))]
+        for request in requests:
+            engine.submit(request)
+        engine.step()
+        assert [len(r.new_tokens) for r in requests] == [min(e, r.max_new_tokens) for e, r in zip(expected, requests)]
+
+
+def test_nothing_is_compiled_anew_for_another_slot(model, monkeypatch):
+    """XLA compiles TensorFlow's own slices for each place that they begin at."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("about TensorFlow")
+    import tensorflow as tf
+
+    cut = tf.slice
+
+    def checked(x, begin, size, name=None):
+        assert tf.get_static_value(tf.convert_to_tensor(begin)) is not None, "a slice whose beginning is an argument"
+        return cut(x, begin, size, name)
+
+    monkeypatch.setattr(tf, "slice", checked)
+    model._programs = None
+    engine = Engine(model, slots=4, room=32, prefix_cache=PrefixCache())
+    for _ in range(2):
+        run(engine, *[Request([*range(20), slot], 8, GREEDY) for slot in range(3)])
+    assert engine.prefix_cache.hits
 
 
 def test_a_request_that_leaves_makes_room_for_the_next(model, alone):
