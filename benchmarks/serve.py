@@ -206,7 +206,8 @@ def main() -> None:
                     print(f"  {count} malformed bodies:", asyncio.run(abuse(url, name, count)))
                 print(memory(psutil.Process(process.pid)))
                 continue
-            asyncio.run(load(url, name, 16, None, 64))  # Compiles.
+            for _ in range(2):  # Compiles: the second time, prompts are known.
+                asyncio.run(load(url, name, 16, None, 32))
             texts: dict[str, dict[int, str]] = {}
             for label, clients, rate in runs:
                 made, texts[label] = asyncio.run(load(url, name, clients, rate, arguments.requests))
@@ -239,7 +240,8 @@ def main() -> None:
     for table in tables:
         report.show(*table)
     if arguments.save:
-        report.write(f"serve-{arguments.directory.name}", "Servers side by side", tables, {"figures": figures})
+        name = f"serve-{arguments.directory.name}-{arguments.backend}"
+        report.write(name, "Servers side by side", tables, {"figures": figures})
 
 
 def _verdict(met: bool) -> str:

@@ -204,7 +204,6 @@ class Engine:
         room = [self.limit - slots.positions[slot] for slot in running]
         remaining = [request.remaining for request in running.values()]
         held = min(holds_for(request.constraints, len(request.new_tokens)) for request in running.values())
-        # With others waiting, the first to end gives its slot to the next one.
         least = len(running) - self._idle(len(running))
         most = min(most, held, min(room), sorted(remaining)[-least])
         self._make_room(running, most)
@@ -231,10 +230,9 @@ class Engine:
 
     def _idle(self, running: int) -> int:
         """How many requests may have ended before a call returns."""
-        if self.waiting:
-            return 0
-        # Where others come all the time, what has ended is answered soon, and its slot free.
-        return running // 4 if self.elastic else running - 1
+        if self.elastic:  # Others come all the time: what has ended is answered soon, and its slot free for them.
+            return running // 4
+        return 0 if self.waiting else running - 1  # The first to end gives its slot to the next.
 
     def _places(self, rows, running, tokens: int) -> int:
         """How much of each slot attention reads: all there is, or where all slots compute in an engine that lives long,
