@@ -24,7 +24,7 @@ from kerasllm.generation.slots import SMALLEST_BUCKET, Slots, bucket
 
 CACHE_BYTES = 2**30  # of a derived number of slots
 MOST_SLOTS = 16
-SHARES = {"torch": 4}  # of what slots hold, that attention may read; else 2: each takes XLA a second or more to compile
+TOKENS_WORTH_A_COPY = 4
 
 
 class Engine:
@@ -207,7 +207,7 @@ class Engine:
         least = len(running) - self._idle(len(running))
         most = min(most, held, min(room), sorted(remaining)[-least])
         self._make_room(running, most)
-        rows = self._rows(running)
+        rows = self._rows(running, most)
         place = {int(slot): row for row, slot in enumerate(rows)}
         ends = ends_of(
             len(rows),
@@ -236,23 +236,25 @@ class Engine:
 
     def _places(self, rows, running, tokens: int) -> int:
         """How much of each slot attention reads: all there is, or where all slots compute in an engine that lives long,
-        as large a share of it as the longest text needs."""
+        as many quarters of it as the longest text needs."""
         slots = self.slots
-        if not self.elastic or len(rows) < slots.size:
+        # XLA would copy the share, there and back, at each call, and compile for each of them.
+        if not self.elastic or len(rows) < slots.size or keras.backend.backend() != "torch":
             return slots.held
-        share = -(-slots.held // SHARES.get(keras.backend.backend(), 2))
+        quarter = -(-slots.held // 4)
         needed = 1 + tokens + max(int(slots.positions[slot]) for slot in running)
-        return min(slots.held, -(-needed // share) * share)
+        return min(slots.held, -(-needed // quarter) * quarter)
 
-    def _rows(self, running) -> np.ndarray:
+    def _rows(self, running, tokens: int) -> np.ndarray:
         """The slots that compute: all; but in an engine that lives long, when few of many run, these alone, and so many
-        free ones that there are few shapes."""
+        free ones that there are few shapes. Several are copied by XLA, there and back, which must be worth it."""
         size = self.slots.size
         count = 1 if len(running) == 1 else size // 4
-        if not self.elastic or len(running) > count:
+        copied = count > 1 and keras.backend.backend() != "torch"
+        if not self.elastic or len(running) > count or (copied and tokens < TOKENS_WORTH_A_COPY):
             return np.arange(size, dtype="int32")
         free = (slot for slot in range(size) if slot not in running)
-        return np.asarray([*running, *itertools.islice(free, count - len(running))], "int32")
+        return np.asarray(sorted([*running, *itertools.islice(free, count - len(running))]), "int32")
 
     def _one_step(self, running) -> None:
         slots, programs = self.slots, self.programs

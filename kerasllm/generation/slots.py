@@ -33,7 +33,6 @@ class Slots:
 
     def __init__(self, programs: Programs, size: int, length: int, source_length: int = 0, room: int | None = None):
         self.programs, self.size, self.length = programs, size, length
-        self.elastic = room is not None
         self.room = self.held = min(room or length, length)
         self.positions = np.zeros(size, "int32")
         self.cache = programs.empty_cache(size, self.room)
@@ -66,9 +65,8 @@ class Slots:
         if not rows:
             return
         self.make_room(1 + max(int(self.positions[slot]) + len(ids) for slot, ids in rows.items()))
-        # Slots that read nothing compute along, beyond what they hold: worth it for half of them. Those that live long
-        # read one by one, in so many shapes less.
-        if len(rows) > self.size // 2 and (not self.elastic or self.size == 1):
+        # Slots that read nothing compute along, beyond what they hold: worth it for half of them.
+        if self.size == 1 or len(rows) > self.size // 2:
             self._extend(np.arange(self.size, dtype="int32"), rows)
         else:
             for slot, ids in rows.items():

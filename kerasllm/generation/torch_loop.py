@@ -44,7 +44,12 @@ def _loop(step, cache, part, tokens, positions, source, ends, next_tokens):
     running, count, last = ends["running"].copy(), 0, len(columns) - 1
     stops, least, limit = ends["stops"], int(ends["least"]), int(ends["limit"])
     # The recorded step writes into the cache; what is fed to it goes in and out by the same two places.
-    read = caches.read_part(cache, rows, columns)
+    first, stop = part[0][0], part[0][0] + len(rows)
+    neighbours = (part[0] == np.arange(first, stop)).all()  # These are read, and written, where they are.
+    if neighbours:
+        read = [tuple(x[first:stop, :, : len(columns)] for x in pair) for pair in cache]
+    else:
+        read = caches.read_part(cache, rows, columns)
     source = source_of(keras.tree.map_structure(to_tensor, source), rows)
     run, flat = step.bind(to_tensor(tokens), to_tensor(np.array(positions)), read, source)
     while count < limit and running.sum() >= least:
@@ -53,4 +58,4 @@ def _loop(step, cache, part, tokens, positions, source, ends, next_tokens):
         made[:, count] = flat[0].cpu().numpy()
         running &= (made[:, count, None] != stops).all(axis=1)
         count += 1
-    return made, count, caches.write_part(cache, read, rows)
+    return made, count, cache if neighbours else caches.write_part(cache, read, rows)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from kerasllm.chat.tokens import encode_prompt, stop_token_ids
 from kerasllm.generation.cache import bytes_a_slot
 from kerasllm.generation.constraints import constraints_of
-from kerasllm.generation.engine import Engine
+from kerasllm.generation.engine import TOKENS_WORTH_A_COPY, Engine
 from kerasllm.generation.pieces import Pieces
 from kerasllm.generation.prefix_cache import PrefixCache
 from kerasllm.generation.programs import CHUNK
@@ -23,7 +23,7 @@ from kerasllm.generation.scoring import prompt_log_probs
 from kerasllm.generation.structured import Grammar, token_bytes
 from kerasllm.serving.errors import Refused
 
-SECONDS_A_PIECE = 0.03  # of a stream
+SECONDS_A_PIECE = 0.05  # of a stream
 SECONDS_A_CALL = 0.2  # when nobody reads along: what a newcomer may have to wait for
 CACHE_BYTES = 2**32  # of slots whose number is derived
 ROOM = 256  # tokens that a slot has memory for at first
@@ -319,7 +319,8 @@ class Writer:
         for temperature in (0.0, 1.0):
             for count in sorted({1, min(2, self.size), self.size // 4 + 1}):
                 sampler, prompt = Sampler(temperature=temperature), [0] * min(2, self.limit - 1)
-                requests = [Request(prompt, 1, sampler, source=source) for _ in range(count)]
+                tokens = min(TOKENS_WORTH_A_COPY, self.limit - len(prompt))
+                requests = [Request(prompt, tokens, sampler, source=source) for _ in range(count)]
                 for request in requests:
                     self.engine.submit(request)
                 while not all(request.finished for request in requests):
