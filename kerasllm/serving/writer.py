@@ -23,7 +23,7 @@ from kerasllm.generation.scoring import prompt_log_probs
 from kerasllm.generation.structured import Grammar, token_bytes
 from kerasllm.serving.errors import Refused
 
-SECONDS_A_PIECE = 0.05  # of a stream
+SECONDS_A_PIECE = 0.03  # of a stream
 SECONDS_A_CALL = 0.2  # when nobody reads along: what a newcomer may have to wait for
 CACHE_BYTES = 2**32  # of slots whose number is derived
 ROOM = 256  # tokens that a slot has memory for at first
