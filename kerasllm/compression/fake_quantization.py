@@ -157,7 +157,12 @@ def _rounded(x, codes: tuple[int, int], axis: int):
 
 
 def _grouped(kernel, group_size: int):
-    values, scale, zero = keras.quantizers.abs_max_quantize_grouped_with_zero_point(kernel, block_size=group_size)
-    shape = (-1, group_size, kernel.shape[1])
-    values = ops.reshape(ops.cast(values, kernel.dtype), shape) - ops.cast(zero, kernel.dtype)[:, None]
-    return ops.reshape(values * scale[:, None], kernel.shape)
+    """As `keras.quantizers.abs_max_quantize_grouped_with_zero_point`, which TensorFlow's graphs do not take."""
+    least, most = CODES["int4"]
+    grouped = ops.reshape(kernel, (-1, group_size, kernel.shape[1]))
+    low, high = ops.min(grouped, axis=1, keepdims=True), ops.max(grouped, axis=1, keepdims=True)
+    low, high = ops.where(low == high, low - 1, low), ops.where(low == high, high + 1, high)
+    scale = (high - low + keras.backend.epsilon()) / (most - least)
+    zero = ops.clip(ops.round(-low / scale) + least, least, most)
+    codes = ops.clip(ops.round(grouped / scale) + zero, least, most)
+    return ops.reshape((codes - zero) * scale, kernel.shape)

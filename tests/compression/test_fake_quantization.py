@@ -47,15 +47,16 @@ def test_it_computes_what_the_quantized_model_will(kind, mode, options):
     np.testing.assert_allclose(output(model, inputs), aware, atol=1e-4 * np.abs(aware).max())
 
 
-def test_what_training_reaches_is_what_quantizing_keeps():
+@pytest.mark.parametrize("group_size", [-1, 8])
+def test_what_training_reaches_is_what_quantizing_keeps(group_size):
     rows = CALIBRATION[:, :9]
     model, _ = make("gpt", num_layers=1)
-    quantization_aware(model, "int4", group_size=-1)
+    quantization_aware(model, "int4", group_size=group_size)
     before = -np.mean(model.score(rows))
     model.compile(keras.optimizers.Adam(0.01))
     model.fit(rows, batch_size=8, epochs=20, verbose=0)
     aware = -np.mean(model.score(rows))
-    model.quantize("int4", group_size=-1)
+    model.quantize("int4", group_size=group_size)
     assert -np.mean(model.score(rows)) == pytest.approx(aware, abs=1e-4)
     assert aware < before - 1
 
