@@ -56,7 +56,7 @@ def linear_distillation(
         as_tensor(x) for x in (hidden, kernel, teacher_hidden, teacher_kernel)
     )
     tokens = hidden.shape[0]
-    weights = ops.ones((tokens,), "float32") if weights is None else ops.cast(weights, "float32")
+    weights = ops.ones_like(targets, "float32") if weights is None else ops.cast(weights, "float32")
     targets = ops.cast(targets, "int32")
     arrays = [hidden, teacher_hidden, targets, weights]
     size = chunk_size or (tokens and chunk_tokens(tokens, 2 * kernel.shape[1]))
@@ -151,4 +151,4 @@ def _divergence(kind: str, log_p, log_q, beta: float):
 def as_tensor(x):
     """The value of an array or a variable. TensorFlow's own gradients are of functions of tensors, not of variables."""
     x = ops.convert_to_tensor(x)
-    return ops.reshape(x, x.shape)
+    return x if None in x.shape else ops.reshape(x, x.shape)
