@@ -151,4 +151,4 @@ def _divergence(kind: str, log_p, log_q, beta: float):
 def as_tensor(x):
     """The value of an array or a variable. TensorFlow's own gradients are of functions of tensors, not of variables."""
     x = ops.convert_to_tensor(x)
-    return x if None in x.shape else ops.reshape(x, x.shape)
+    return ops.reshape(x, ops.shape(x))
