@@ -216,6 +216,24 @@ class Tokenizer:
         ids = [encoding.ids for encoding in encodings]
         return ids[0] if isinstance(text, str) else ids
 
+    def encode_texts(self, texts: Sequence[str], parse_special: bool = True) -> list[list[int]]:
+        """Token ids of texts as a language model reads them: after the start token, where the tokenizer has such.
+
+        A Llama's tokenizer puts `<s>` before a text, and the model answers otherwise without it. A text that spells
+        it already gets no second one.
+
+        Args, Raises: as in `encode`.
+
+        Example:
+
+        ```python
+        [ids] = tokenizer.encode_texts(["To be"])
+        ```
+        """
+        start = self.text_start_ids
+        rows = self.encode(list(texts), parse_special=parse_special)
+        return [ids if start and ids[:1] == start else start + ids for ids in rows]
+
     def encode_with_offsets(self, text: str, parse_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters that each stands for, `(start, stop)`.
 
@@ -353,6 +371,18 @@ class Tokenizer:
     def start_token_id(self) -> int | None:
         """The id that begins a sequence (bos, or BERT's `[CLS]`); `None` if there is none."""
         return self._role_id("bos_token", "cls_token")
+
+    @cached_property
+    def text_start_ids(self) -> list[int]:
+        """The start token, where the tokenizer's own template puts it before a text as Llama's does; else `[]`.
+
+        Of a template that marks texts for an encoder (`[CLS] … [SEP]`) it is `[]`, too.
+        """
+        start = self._role_id("bos_token")
+        if start is None or "cls_token" in self._roles:
+            return []
+        framed, plain = (self._tokenizer.encode("a", add_special_tokens=added).ids[:1] for added in (True, False))
+        return [start] if framed == [start] != plain else []
 
     @property
     def end_token_id(self) -> int | None:

@@ -43,7 +43,7 @@ def see(model, prompt: str, heads=(), kind: str = "decoder", written: str | None
             logits, start = trace.logits[0, 0], 1
         elif model.config.causal:
             trace = model.trace(prompt + written)
-            start = min(len(model.tokenizer.encode(prompt)), len(trace.tokens))
+            start = min(len(model.tokenizer.encode_texts([prompt])[0]), len(trace.tokens))
             logits = trace.logits[0, start - 1]
         else:
             trace = model.trace(prompt)
@@ -60,7 +60,7 @@ def continuation(model, prompt: str) -> str:
         return model.generate(prompt)
     if not model.config.causal:
         return ""
-    room = model.config.max_sequence_length - len(model.tokenizer.encode(prompt))
+    room = model.config.max_sequence_length - len(model.tokenizer.encode_texts([prompt])[0])
     if room < 1:
         return ""
     return model.generate(prompt, min(MOST_CONTINUED, room), strip_prompt=True)

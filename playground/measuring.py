@@ -66,7 +66,7 @@ def logits_and_targets(model, text: str) -> tuple[np.ndarray, np.ndarray]:
     if model.config.num_encoder_layers:
         pairs = [_answered(model, *pair) for pair in read_pairs(DATES)[:MOST_PAIRS]]
     else:
-        ids = np.array(model.tokenizer.encode(text), "int32")
+        ids = np.array(model.tokenizer.encode_texts([text])[0], "int32")
         length = model.config.max_sequence_length
         windows = [ids[start : start + length] for start in range(0, min(len(ids), MOST_WINDOWS * length), length)]
         pairs = [_read(model, window) for window in windows if len(window) > 1]

@@ -96,7 +96,7 @@ def _pieces(model, source, enough: int) -> Iterable[np.ndarray]:
             return
     tokenizer, found = tokenizer_of(model), 0
     for text in read_texts(source):
-        ids = np.asarray(tokenizer.encode(text), "int32")
+        ids = np.asarray(tokenizer.encode_texts([text])[0], "int32")
         yield ids
         found += len(ids)
         if found >= enough:

@@ -53,6 +53,8 @@ class OnPolicy(ArrayDataset):
     Mistakes".
     """
 
+    digest = None
+
     def __init__(self, student, prompts, max_new_tokens: int, batch_size: int = 8, seed: int = 0, **options):
         self._student, self._max_new_tokens = student, max_new_tokens
         self._prompts, self._length = _prompt_ids(student, prompts, max_new_tokens)
@@ -72,8 +74,8 @@ def _prompt_ids(model, prompts, max_new_tokens: int) -> tuple[list[list[int]], i
         raise ValueError(f"`prompts` must be a list of at least one. Received: prompts={prompts!r}")
     is_source = model.config.num_encoder_layers > 0
     if is_text(prompts):
-        encode = model.encode_source if is_source else tokenizer_of(model).encode
-        prompts = [encode(prompt) for prompt in prompts]
+        tokenizer = tokenizer_of(model)
+        prompts = [model.encode_source(text) for text in prompts] if is_source else tokenizer.encode_texts(prompts)
     ids = [[int(i) for i in prompt] for prompt in prompts]
     length, limit = max(map(len, ids)), model.config.max_sequence_length
     room = limit - (0 if is_source else length) - 1

@@ -120,5 +120,6 @@ def _shards(
             return tokenize(source, tokenizer, column)
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kerasllm"
     key = f"{source_fingerprint(source, column)} {tokenizer.fingerprint} {tokenizer.end_token_id}"
+    key += "".join(f" {token_id}" for token_id in tokenizer.text_start_ids)
     directory = Path(cache_dir) / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     return build_shards(source, tokenizer, directory, column=column)

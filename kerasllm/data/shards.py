@@ -165,6 +165,8 @@ def build_shards(
     """
     directory = Path(directory)
     identity = {"tokenizer": tokenizer.fingerprint, "end_token_id": tokenizer.end_token_id}
+    if tokenizer.text_start_ids:  # Shards made before it was written have none, and stay as they are.
+        identity["start_token_id"] = tokenizer.text_start_ids[0]
     identity["source"] = source_fingerprint(source, column)
     if directory.exists():
         if not (directory / "manifest.json").is_file() and any(directory.iterdir()):
@@ -300,6 +302,8 @@ def _token_stream(source: Source, tokenizer: Tokenizer, column: str | None) -> I
         encoded = tokenizer.encode([piece.text for piece in pieces], parse_special=False)
         for piece, ids in zip(pieces, encoded, strict=True):
             starts_document = bool(ids) and not started
+            if starts_document:
+                ids = tokenizer.text_start_ids + ids
             started = started or starts_document
             any_tokens = any_tokens or started
             if piece.ends_document:

@@ -17,8 +17,9 @@ def token_prompts(model, prompts):
         return [[int(t) for t in ids] for ids in batch], False, single
     if model.tokenizer is None:
         raise ValueError("The model has no tokenizer, so prompts must be lists of token ids. Received: text")
-    encode = model.encode_source if model.config.num_encoder_layers else model.tokenizer.encode
-    return [encode(text) for text in texts], True, single
+    if model.config.num_encoder_layers:
+        return [model.encode_source(text) for text in texts], True, single
+    return model.tokenizer.encode_texts(texts), True, single
 
 
 def fit_context(model, ids, max_new_tokens, truncation):

@@ -116,7 +116,7 @@ def _write_vocabulary(writer, tokenizer, size: int) -> None:
     writer.add_token_merges(
         [pair if isinstance(pair, str) else " ".join(pair) for pair in description["model"]["merges"]]
     )
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(bool(tokenizer.text_start_ids))
     writer.add_add_space_prefix(False)
     roles = {"bos": tokenizer.start_token_id, "eos": tokenizer.end_token_id, "pad": tokenizer.pad_token_id}
     for role, token_id in roles.items():

@@ -11,6 +11,8 @@ from kerasllm.data.dataset import TokenDataset
 from kerasllm.data.shards import TokenShards
 from kerasllm.objectives.next_token import causal
 
+IGNORED = -100  # the label that transformers leaves out of the loss
+
 
 def task_data(model, x, y=None, sample_weight=None, batch_size=32, shuffle=False):
     """Batches of (x[, y[, sample_weight]]) from anything `fit` takes.
@@ -54,11 +56,13 @@ def causal_rows(model, x, y, sample_weight, batch_size, shuffle):
     if is_text(x):
         end = tokenizer_of(model).end_token_id
         texts = [x] if isinstance(x, str) else list(x)
-        documents = [model.tokenizer.encode(text) + ([] if end is None else [end]) for text in texts]
+        documents = [ids + ([] if end is None else [end]) for ids in model.tokenizer.encode_texts(texts)]
         return packed_data(model, documents, causal, batch_size, shuffle)
     inputs = model_inputs(model, x, spare=1)
     if y is None:
         inputs, y, sample_weight = _shifted(inputs, sample_weight)
+    else:
+        check_next_tokens(inputs["token_ids"], y)
     return array_data(model, inputs, y, sample_weight, batch_size, shuffle)
 
 
@@ -95,7 +99,7 @@ def model_inputs(model, x, spare: int = 0) -> dict[str, np.ndarray]:
         spare: tokens that a row may have beyond the model's context, because they are only targets.
     """
     if is_text(x):
-        x = tokenizer_of(model).encode([x] if isinstance(x, str) else list(x))
+        x = tokenizer_of(model).encode_texts([x] if isinstance(x, str) else list(x))
     if isinstance(x, list | tuple):
         x = padded_rows(model, x)
     elif not isinstance(x, dict):
@@ -182,6 +186,28 @@ def split_rows(arrays, fraction: float):
         return tuple(cut(a) if isinstance(a, list | None) else keras.tree.map_structure(cut, a) for a in arrays)
 
     return part(slice(0, stop)), part(slice(stop, None))
+
+
+def check_next_tokens(token_ids, y, name: str = "token_ids") -> None:
+    """Refuses targets that are the inputs themselves, as transformers' labels are: a model would learn to copy.
+
+    Args:
+        token_ids, y: (batch, length); -100 in `y` counts nothing.
+        name: of the input, for the message.
+
+    Raises:
+        ValueError: no target differs from the token at its own position.
+    """
+    token_ids, y = np.asarray(token_ids), np.asarray(y)
+    if y.shape != token_ids.shape or y.ndim != 2:
+        return
+    counts = y != IGNORED
+    constant = np.array_equal(y[:, :-1], token_ids[:, 1:])  # One token again and again is also its next one.
+    if counts.any() and np.array_equal(y[counts], token_ids[counts]) and not constant:
+        raise ValueError(
+            f"`y` is `{name}` itself, as labels of transformers are, and a target here is the next token. Leave `y` "
+            f"out, or give {name}[:, :-1] as the input and {name}[:, 1:] as `y`."
+        )
 
 
 def _shifted(inputs, sample_weight):

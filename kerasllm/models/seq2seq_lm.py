@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm.losses import token_log_likelihoods
-from kerasllm.models.inputs import array_data, is_text, pad_token_id, tokenizer_of
+from kerasllm.models.inputs import array_data, check_next_tokens, is_text, pad_token_id, tokenizer_of
 from kerasllm.models.language_model import LanguageModel, no_gradient
 from kerasllm.models.trace import Seq2SeqTrace
 from kerasllm.objectives.seq2seq import seq2seq_batch
@@ -62,7 +62,10 @@ class Seq2SeqLM(LanguageModel):
             x, y, weights = self._text_arrays(x, y)
             sample_weight = weights if sample_weight is None else weights * np.asarray(sample_weight)
         else:
-            x, y, sample_weight = self._shifted(self.as_inputs(x), y, sample_weight)
+            inputs = self.as_inputs(x)
+            if y is not None:
+                check_next_tokens(inputs["decoder_token_ids"], y, "decoder_token_ids")
+            x, y, sample_weight = self._shifted(inputs, y, sample_weight)
         return array_data(self, x, y, sample_weight, batch_size, shuffle)
 
     def as_inputs(self, x):

@@ -49,9 +49,12 @@ def _generate_text(model, tokenizer, generate):
     """`text` → `text`, as `model.generate`: the prompt with what follows it, or what is written for a source."""
     has_encoder = model.config.num_encoder_layers > 0
     end = model.tokenizer.end_token_id
+    start = [] if has_encoder else model.tokenizer.text_start_ids
 
     def run(*, text, **scalars):
         ids = tokenizer.encode(text)
+        if start:
+            ids = _begun(ids, start)
         ends = tf.fill((tf.shape(text)[0], 1), 0 if end is None else end)
         if end is not None and has_encoder:
             ids = tf.concat([ids, ends], axis=1)
@@ -68,6 +71,14 @@ def _generate_text(model, tokenizer, generate):
 
     specs = {name: spec for name, spec in _inputs(generate).items() if spec.shape.rank == 0}
     return _signature(run, specs)
+
+
+def _begun(ids, start):
+    """Rows of ids after the start token, as `Tokenizer.encode_texts`: one that is there already is not doubled."""
+    padded = ids.to_tensor(-1)
+    has = tf.pad(padded, [[0, 0], [0, 1]], constant_values=-1)[:, 0] == start[0]
+    starts = tf.fill((tf.shape(padded)[0], 1), tf.cast(start[0], ids.dtype))
+    return tf.concat([tf.RaggedTensor.from_tensor(starts, lengths=tf.cast(~has, "int64")), ids], axis=1)
 
 
 def _label_text(model, tokenizer, function):

@@ -114,7 +114,7 @@ class Worker:
         self.say({"events": [failure(message["id"], error)]})
 
     def _tokenize(self, text: str) -> dict:
-        ids = self.model.tokenizer.encode(text)
+        [ids] = self.model.tokenizer.encode_texts([text])
         return {"tokens": ids, "count": len(ids), "max_model_len": self.info["limit"]}
 
     def _detokenize(self, tokens: list[int]) -> dict:

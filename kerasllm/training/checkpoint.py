@@ -198,7 +198,8 @@ class Checkpoint(keras.callbacks.Callback):
         data = self.model.train_data
         if not isinstance(data, CountedDataset):
             return {}
-        return {name: getattr(data, name) for name in ("num_rows", "batch_size", "seed", "shuffle", "steps_per_epoch")}
+        names = ("num_rows", "batch_size", "seed", "shuffle", "steps_per_epoch", "digest")
+        return {name: getattr(data, name) for name in names}
 
     def _others(self):
         return [c for c in self.model.fit_callbacks if c is not self]

@@ -87,6 +87,10 @@ class FeatureDataset(CountedDataset):
     def local_batch_size(self) -> int | None:
         return self.data.local_batch_size
 
+    @property
+    def digest(self) -> int | None:
+        return self.data.digest  # Features may differ in the last bit from machine to machine.
+
     def read(self, rows, real, pass_index):
         x, *targets = self.data.read(rows, real, pass_index)
         x = x if isinstance(x, dict) else {"token_ids": x}

@@ -343,3 +343,19 @@ def test_bad_inputs_are_named(tokenizer):
         model.fit(rows(), validation_split=1.5, verbose=0)
     with pytest.raises(ValueError, match="more tokens than the model"):
         CausalLM(model.config.replace(vocabulary_size=3), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("ignored", [0, 3])
+def test_targets_that_are_the_inputs_are_refused(ignored):
+    model, ids = make_model(), rows(length=LENGTH)
+    labels = ids.copy()
+    labels[:, :ignored] = -100
+    with pytest.raises(ValueError, match=r"`y` is `token_ids` itself.*\[:, 1:\]"):
+        model.fit(ids, labels, verbose=0)
+
+
+def test_padding_on_the_left_is_refused_where_positions_are_counted():
+    ids, mask = rows(length=LENGTH), np.ones((ROWS, LENGTH), bool)
+    mask[2, :3] = False
+    with pytest.raises(ValueError, match=r"Row 2 of `padding_mask` begins with padding.*pad on the right"):
+        make_model().predict({"token_ids": ids, "padding_mask": mask}, verbose=0)

@@ -122,6 +122,8 @@ def test_other_data_and_other_callbacks_are_refused(tmp_path):
     small_fit(tmp_path)
     with pytest.raises(ValueError, match="other data: num_rows"):
         small_fit(tmp_path, resume=True, data=np.ones((9, 9), "int32"))
+    with pytest.raises(ValueError, match="other data: digest"):
+        small_fit(tmp_path, resume=True, data=np.random.default_rng(1).integers(0, 11, (12, 9)))
     with pytest.raises(ValueError, match="0 other callbacks"):
         small_fit(tmp_path, resume=True, callbacks=[keras.callbacks.CSVLogger(tmp_path / "log.csv")])
 
