@@ -108,6 +108,7 @@ def model_inputs(model, x, spare: int = 0) -> dict[str, np.ndarray]:
     if "token_ids" not in inputs:
         raise ValueError(f"The inputs lack 'token_ids'. Received keys: {list(inputs)}")
     model.check_inputs(inputs)
+    _check_padding(model, inputs)
     ids = inputs["token_ids"]
     if ids.ndim != 2:
         raise ValueError(f"`token_ids` must be (batch, length). Received: shape={ids.shape}")
@@ -115,6 +116,20 @@ def model_inputs(model, x, spare: int = 0) -> dict[str, np.ndarray]:
     if ids.shape[1] > limit + spare:
         raise ValueError(f"The sequence has {ids.shape[1]} tokens, and the model's context is {limit}.")
     return inputs
+
+
+def _check_padding(model, inputs) -> None:
+    """Refuses padding on the left where positions would be counted with it."""
+    mask = inputs.get("padding_mask")
+    if mask is None or "positions" in inputs or model.config.positions not in ("learned", "sinusoidal"):
+        return
+    mask = mask.astype(bool)
+    if mask.ndim == 2 and (begins_late := mask.any(axis=1) & ~mask[:, 0]).any():
+        remedy = "Pad on the right" + (", or give `positions`" if "positions" in model.input_keys else "")
+        raise ValueError(
+            f"Row {int(begins_late.argmax())} of `padding_mask` begins with padding, and this model's "
+            f"{model.config.positions} positions would be counted from there. {remedy}."
+        )
 
 
 def padded_rows(model, rows) -> dict[str, np.ndarray]:

@@ -134,20 +134,6 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
                     f"Position out of range: {largest}. The model's max_sequence_length is "
                     f"{self.config.max_sequence_length}."
                 )
-        mask = inputs.get("padding_mask")
-        counted = positions is None and self.config.positions in ("learned", "sinusoidal")
-        if counted and mask is not None and _is_concrete(mask):
-            self._check_padding(ops.convert_to_numpy(mask).astype(bool))
-
-    def _check_padding(self, mask) -> None:
-        """Refuses padding on the left, which positions would be counted with."""
-        begins_late = mask.any(axis=-1) & ~mask[..., 0] if mask.ndim == 2 and mask.shape[1] else np.zeros(1, bool)
-        if begins_late.any():
-            remedy = "pad on the right" + (", or give `positions`" if "positions" in self.input_keys else "")
-            raise ValueError(
-                f"Row {int(begins_late.argmax())} of `padding_mask` begins with padding, and this model's positions "
-                f"({self.config.positions}) would be counted from there: {remedy}."
-            )
 
     def check_token_ids(self, ids) -> None:
         """Raises a ValueError that names the first id outside [0, vocabulary_size), or a type that is no id."""

@@ -357,5 +357,5 @@ def test_targets_that_are_the_inputs_are_refused(ignored):
 def test_padding_on_the_left_is_refused_where_positions_are_counted():
     ids, mask = rows(length=LENGTH), np.ones((ROWS, LENGTH), bool)
     mask[2, :3] = False
-    with pytest.raises(ValueError, match=r"Row 2 of `padding_mask` begins with padding.*pad on the right"):
+    with pytest.raises(ValueError, match=r"Row 2 of `padding_mask` begins with padding.*Pad on the right"):
         make_model().predict({"token_ids": ids, "padding_mask": mask}, verbose=0)
