@@ -116,13 +116,13 @@ def load_preset(cls, directory, dtype=None, **options):
     family = _family_of(values, directory)
     if family is not own.FAMILY:
         check_common(values)
-    tensors = {family.standard_name(name): tensor for name, tensor in find_tensors(directory).items()}
     architecture = (values.get("architectures") or [family.model_type])[0]
     other_head = architecture in family.architectures.values() and architecture != family.architectures.get(task)
     if task in LABELLING and other_head:
         values.pop("id2label", None)
     config = family.from_hf(values)
     check_task(task, config, architecture, directory)
+    tensors = {family.standard_name(name): tensor for name, tensor in find_tensors(directory).items()}
     config, tensors = family.settle(config, tensors, task)
     config = family.refine(config, tensors, task)
     tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
