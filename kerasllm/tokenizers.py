@@ -234,6 +234,24 @@ class Tokenizer:
         rows = self.encode(list(texts), parse_special=parse_special)
         return [ids if start and ids[:1] == start else start + ids for ids in rows]
 
+    def template_ids(self, *texts: str) -> list[list[int]]:
+        """The special tokens that the tokenizer's template puts before, between and behind one or two texts.
+
+        Example:
+
+        ```python
+        before, behind = tokenizer.template_ids("To be")
+        ```
+        """
+        encoding = self._tokenizer.encode(*texts)
+        found = [[]]
+        for token_id, of_text, before in zip(encoding.ids, encoding.sequence_ids, [None, *encoding.sequence_ids]):
+            if of_text is None:
+                found[-1].append(token_id)
+            elif of_text != before or before is None:
+                found.append([])
+        return found
+
     def encode_with_offsets(self, text: str, parse_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters that each stands for, `(start, stop)`.
 

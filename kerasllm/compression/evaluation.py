@@ -79,6 +79,11 @@ def _pairs(model, source, max_tokens: int) -> list[Batch]:
 
 
 def _labelled(model, source, max_tokens: int) -> list[Batch]:
+    if model.multi_label:
+        raise ValueError(
+            "A TextClassifier with several labels a text has no one distribution to compare. Evaluate it with its own "
+            "`evaluate`, before and after. Received: multi_label=True"
+        )
     texts, labels = zip(*read_pairs(source)[: max(1, max_tokens // TOKENS_A_TEXT)])
     inputs, labels = model.as_inputs(list(texts)), np.asarray(label_ids(list(labels), model.labels))
     parts = [slice(begin, begin + ROWS) for begin in range(0, len(labels), ROWS)]

@@ -2,12 +2,18 @@
 
 from kerasllm.config import TransformerConfig
 from kerasllm.interop import bert
-from kerasllm.interop.family import Family, Table, dense
+from kerasllm.interop.family import Family, Table, dense, layer_norm, untie
 
 DETECTOR = {
     **dense("discriminator_predictions.dense", "detector_dense"),
     **dense("discriminator_predictions.dense_prediction", "detector_logit"),
 }
+GENERATOR = {
+    **dense("generator_predictions.dense", "masked_head/dense"),
+    **layer_norm("generator_predictions.LayerNorm", "masked_head/norm"),
+    "generator_lm_head.bias": ["masked_head/bias"],
+}
+HEAD = "generator_lm_head.weight"
 
 
 def from_hf(values: dict) -> TransformerConfig:
@@ -29,7 +35,40 @@ def to_hf(config: TransformerConfig) -> dict:
 
 def tensors(config: TransformerConfig) -> Table:
     """As `Family.tensors`."""
-    return {name.replace("bert.", "electra.", 1): paths for name, paths in bert.tensors(config).items()}
+    table = bert.tensors(config.replace(pooler=False))
+    return {name.replace("bert.", "electra.", 1): paths for name, paths in table.items()}
+
+
+def heads(task: str, config: TransformerConfig) -> Table | None:
+    """As `Family.heads`. The first layer of the classifier's head is our pooler, with another activation."""
+    if task == "MaskedLM":
+        untied = {} if config.tie_embeddings else {HEAD: ["embedding/tokens/reverse_embeddings.T"]}
+        return {**GENERATOR, **untied}
+    return {
+        "ReplacedTokenDetector": DETECTOR,
+        "TextClassifier": {**dense("classifier.dense", "pooler"), **dense("classifier.out_proj", "classifier")},
+        "TokenClassifier": dense("classifier", "classifier"),
+    }.get(task)
+
+
+def settle(config: TransformerConfig, tensors: dict, task: str) -> tuple[TransformerConfig, dict]:
+    """As `Family.settle`."""
+    bert.check_no_decoder_head(config, task)
+    if task != "MaskedLM":
+        return config.replace(tie_embeddings=True), {n: tensor for n, tensor in tensors.items() if n != HEAD}
+    if config.tie_embeddings:
+        return untie(config, tensors, HEAD, "electra.embeddings.word_embeddings.weight")
+    return config, tensors
+
+
+def refine(config: TransformerConfig, names, task: str) -> TransformerConfig:
+    """A classifier has a pooler, which is in the table of its head; only a generator predicts tokens."""
+    if task == "MaskedLM" and config.activation != "gelu":
+        raise ValueError(
+            "The head of an ELECTRA generator has the activation gelu, and a MaskedLM that of its blocks. Received: "
+            f"hidden_act={config.activation!r}"
+        )
+    return config.replace(pooler=task == "TextClassifier", tie_embeddings=config.tie_embeddings or task != "MaskedLM")
 
 
 def ignored(name: str, config: TransformerConfig) -> bool:
@@ -39,21 +78,27 @@ def ignored(name: str, config: TransformerConfig) -> bool:
 
 def standard_name(name: str) -> str:
     """The name as ElectraForPreTraining saves it; bare ElectraModel files lack the prefix."""
-    return name if name.startswith(("electra.", "discriminator_predictions.", "classifier.")) else f"electra.{name}"
+    heads = ("discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "classifier.")
+    return name if name.startswith(("electra.", *heads)) else f"electra.{name}"
 
 
 FAMILY = Family(
     "electra",
     {
+        "MaskedLM": "ElectraForMaskedLM",
         "ReplacedTokenDetector": "ElectraForPreTraining",
+        "TextClassifier": "ElectraForSequenceClassification",
         "TokenClassifier": "ElectraForTokenClassification",
         "TextEmbedder": "ElectraModel",
     },
     from_hf,
     to_hf,
     tensors,
-    heads={"ReplacedTokenDetector": DETECTOR, "TokenClassifier": dense("classifier", "classifier")},
-    fresh=("discriminator_predictions.", "classifier."),
+    heads=heads,
+    options={"TextClassifier": {"pooling": "pooler", "pooler_activation": "gelu"}},
+    fresh=("discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "classifier."),
+    settle=settle,
+    refine=refine,
     ignored=ignored,
     standard_name=standard_name,
 )

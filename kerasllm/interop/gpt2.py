@@ -3,13 +3,19 @@
 from kerasllm.config import TransformerConfig
 from kerasllm.interop.family import (
     Family,
+    Table,
+    check_full_attention,
+    dense,
     layer_norm,
     read_activation,
+    read_aliases,
     read_keys,
     refuse,
+    untie,
     write_activation,
     write_keys,
 )
+from kerasllm.interop.tasks import READERS
 
 KEYS = {
     "vocab_size": ("vocabulary_size", 50257),
@@ -24,14 +30,24 @@ KEYS = {
     "resid_pdrop": ("dropout", 0.1),
     "attn_pdrop": ("attention_dropout", 0.1),
     "initializer_range": ("initializer_range", 0.02),
+    "is_causal": ("causal", True),
+}
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
 }
 
 
 def from_hf(values: dict) -> TransformerConfig:
     """Our config of a GPT-2 `config.json`."""
+    values = read_aliases(values, ALIASES)
     refuse(values, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False, scale_attn_weights=True)
     activation = read_activation(values, "activation_function", "gelu_new")
-    return TransformerConfig.from_dict({**read_keys(values, KEYS), "activation": activation})
+    config = TransformerConfig.from_dict({**read_keys(values, KEYS), "activation": activation})
+    check_full_attention(values, config.max_sequence_length)
+    return config
 
 
 def to_hf(config: TransformerConfig) -> dict:
@@ -60,22 +76,48 @@ def tensors(config: TransformerConfig) -> dict[str, list[str]]:
     return table
 
 
+def heads(task: str, config: TransformerConfig) -> Table | None:
+    """As `Family.heads`."""
+    own = {
+        "TextClassifier": dense("score", "classifier", bias=False),
+        "TokenClassifier": dense("classifier", "classifier"),
+    }
+    return own.get(task)
+
+
+def settle(config: TransformerConfig, tensors: dict, task: str) -> tuple[TransformerConfig, dict]:
+    """As `Family.settle`; a task that predicts no tokens needs no head."""
+    if config.tie_embeddings or (task in READERS and "lm_head.weight" not in tensors):
+        return untie(config, tensors, "lm_head.weight", "transformer.wte.weight")
+    return config, tensors
+
+
 def ignored(name: str, config: TransformerConfig) -> bool:
-    """Tensors that some GPT-2 files carry and nobody needs: mask buffers, and a copy of a tied head."""
-    return name.endswith((".attn.bias", ".attn.masked_bias")) or (config.tie_embeddings and name == "lm_head.weight")
+    """Mask buffers that some GPT-2 files carry and nobody needs."""
+    return name.endswith((".attn.bias", ".attn.masked_bias"))
 
 
 def standard_name(name: str) -> str:
     """The name as GPT2LMHeadModel saves it; bare GPT2Model files lack the prefix."""
-    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+    heads = ("lm_head.", "score.", "classifier.")
+    return name if name.startswith(("transformer.", *heads)) else f"transformer.{name}"
 
 
 FAMILY = Family(
     "gpt2",
-    {"CausalLM": "GPT2LMHeadModel"},
+    {
+        "CausalLM": "GPT2LMHeadModel",
+        "TextClassifier": "GPT2ForSequenceClassification",
+        "TokenClassifier": "GPT2ForTokenClassification",
+        "TextEmbedder": "GPT2Model",
+    },
     from_hf,
     to_hf,
     tensors,
+    heads=heads,
+    options={"TextClassifier": {"pooling": "last", "use_bias": False}},
+    fresh=("score.", "classifier."),
+    settle=settle,
     ignored=ignored,
     standard_name=standard_name,
 )

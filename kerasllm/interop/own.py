@@ -20,9 +20,9 @@ def tensors(config: TransformerConfig) -> dict[str, list[str]]:
     return _named(weight_shapes(config))
 
 
-def head(task: str, config: TransformerConfig) -> dict[str, list[str]]:
-    """The tensors of a task's head, for families that have no names for it."""
-    return _named(head_shapes(task, config, num_labels=1))
+def head(task: str, config: TransformerConfig, options: dict) -> dict[str, list[str]]:
+    """The tensors of the head of a task made with these options, for families that have no names for it."""
+    return _named(head_shapes(task, config, num_labels=1, use_bias=options.get("use_bias", True)))
 
 
 def _named(paths) -> dict[str, list[str]]:

@@ -60,18 +60,25 @@ class Names:
         self.model_type = family.model_type if family else None
         self._standard = family.standard_name if family else lambda name: name
         self.modules: dict[str, list[str]] = {}
-        self.embeds_only = bool(family) and family.architectures[self.task] == "BertModel"
+        self.bare = ""  # what names begin with that a bare model's lack
+        self.transposed: set[str] = set()  # modules whose weights lie (out, in)
         if family in (None, own.FAMILY):
             self.modules = {name: [name] for name in self.layers}
+            self.transposed = set(self.modules)
         else:
-            for name, paths in {**family.tensors(model.config), **head_table(family, self.task, model.config)}.items():
+            table = family.tensors(model.config)
+            if self.task == "TextEmbedder":
+                self.bare = next(iter(table)).partition(".")[0] + "."
+            for name, paths in {**table, **head_table(family, self.task, model.config, model.get_config())}.items():
                 parts = [path.removesuffix(".T").rpartition("/") for path in paths]
                 if parts[0][2] in ("kernel", "embeddings", "gamma", "scale"):
-                    self.modules[name.removesuffix(".weight")] = [part[0].replace("/", ".") for part in parts]
+                    module = name.removesuffix(".weight")
+                    self.modules[module] = [part[0].replace("/", ".") for part in parts]
+                    self.transposed |= {module} if paths[0].endswith(".T") else set()
 
     def theirs(self, module: str) -> str:
         """As it stands in a file."""
-        return PREFIX + (module.removeprefix("bert.") if self.embeds_only else module)
+        return PREFIX + module.removeprefix(self.bare)
 
     def known(self, module: str) -> str | None:
         """The module of our table that a name in a file means."""
@@ -98,7 +105,7 @@ def to_peft(model: keras.Model, adapter: Adapter) -> tuple[dict, dict[str, np.nd
                 kind = "bias" if attribute in ("bias", "beta") else "weight"
                 fused = [_moved(names.layers[name], found.get(name), attribute) for name in layers]
                 fused = np.concatenate(fused, axis=-1)
-                transposed = attribute == "kernel" and names.model_type != "gpt2"
+                transposed = attribute == "kernel" and module in names.transposed
                 tensors[f"{names.theirs(module)}.{kind}"] = fused.T if transposed else fused
         if any(delta.name.startswith("whole_") for delta in found.values()):
             whole.append(names.theirs(module).removeprefix(PREFIX))
@@ -330,7 +337,7 @@ def _whole_values(names: Names, modules) -> Values:
                 layer = names.layers[name]
                 attribute = _attribute(layer, kind)
                 base, tensor = numpy(getattr(layer, attribute)), found[kind]
-                tensor = tensor.T if attribute == "kernel" and names.model_type != "gpt2" else tensor
+                tensor = tensor.T if attribute == "kernel" and module in names.transposed else tensor
                 width = base.shape[-1]
                 part = tensor[..., column : column + width]
                 if part.shape != base.shape:

@@ -18,9 +18,20 @@ from kerasllm.compression.quantized_files import describe, give_up, make_shells,
 from kerasllm.config import TransformerConfig
 from kerasllm.files import written_aside
 from kerasllm.interop import bert, electra, gpt2, llama, own, t5
-from kerasllm.interop.family import Family, Table
+from kerasllm.interop.family import Family, Table, check_common
+from kerasllm.interop.sentence_files import model_directory, read_sentence_options, write_sentence_files
 from kerasllm.interop.shapes import Shapes, head_shapes, weight_shapes
-from kerasllm.interop.tasks import LABELLING, TASKS, check_task, count_labels, read_options, task_of, write_options
+from kerasllm.interop.tasks import (
+    LABELLING,
+    OWN_KEY,
+    READERS,
+    TASKS,
+    check_task,
+    count_labels,
+    read_options,
+    task_of,
+    write_options,
+)
 from kerasllm.interop.tokenizer_files import has_tokenizer
 from kerasllm.interop.weight_files import (
     DTYPES,
@@ -47,7 +58,7 @@ def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> No
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"A file is in the way of the directory to save to: {str(directory)!r}")
     variables = variables_by_path(model)
-    table = {**family.tensors(model.config), **head_table(family, task, model.config)}
+    table = {**family.tensors(model.config), **head_table(family, task, model.config, model.get_config())}
     if quantization:
         variables = stored_variables(model, [path for paths in table.values() for path in paths])
         table = {path.replace("/", "."): [path] for path in variables}
@@ -70,12 +81,18 @@ def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> No
         write_tensors(aside, sizes, lambda name: _joined(variables, table[name]), max_shard_bytes)
         if model.tokenizer is not None:
             model.tokenizer.save_to_preset(aside)
+        if task == "TextEmbedder" and not quantization and family is not own.FAMILY:
+            write_sentence_files(model, aside)
         for name, content in (("generation_config.json", generation), ("config.json", config)):
             (aside / name).write_text(json.dumps(content, indent=2) + "\n")
     written = [path.name for path in (directory / ".preset").iterdir()]
-    for name in written:
-        os.replace(directory / ".preset" / name, directory / name)
-    (directory / ".preset").rmdir()
+    for path in sorted((directory / ".preset").rglob("*")):
+        target = directory / path.relative_to(directory / ".preset")
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            os.replace(path, target)
+    shutil.rmtree(directory / ".preset")
     for path in stale_files(directory, written):
         path.unlink()
     if model.tokenizer is not None:  # whose config has the template; an earlier file would win over it
@@ -93,24 +110,34 @@ def family_for(model) -> Family:
 def load_preset(cls, directory, dtype=None, **options):
     """See `LanguageModel.from_preset`."""
     directory, task = Path(directory), task_of(cls)
+    if task == "TextEmbedder":
+        whole, directory = directory, model_directory(directory)
     values = _read_values(directory)
     family = _family_of(values, directory)
-    tensors = {family.standard_name(name): tensor for name, tensor in find_tensors(directory).items()}
-    config = family.refine(family.from_hf(values), tensors, task)
-    head = head_table(family, task, config)
+    if family is not own.FAMILY:
+        check_common(values)
     architecture = (values.get("architectures") or [family.model_type])[0]
-    check_task(task, config, architecture, directory)
-    if (
-        task in LABELLING
-        and architecture in family.architectures.values()
-        and architecture != family.architectures.get(task)
-    ):
-        # The head of another task, which may go by the same name.
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+    other_head = architecture in family.architectures.values() and architecture != family.architectures.get(task)
+    if task in LABELLING and other_head:
         values.pop("id2label", None)
-    options = read_options(values, cls, options)
+    config = family.from_hf(values)
+    check_task(task, config, architecture, directory)
+    tensors = {family.standard_name(name): tensor for name, tensor in find_tensors(directory).items()}
+    config, tensors = family.settle(config, tensors, task)
+    config = family.refine(config, tensors, task)
+    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
+    usual = dict(family.options.get(task, {}))
+    if family is not own.FAMILY and architecture == family.architectures.get(task) and task in READERS:
+        usual["add_special_tokens"] = OWN_KEY not in values  # As transformers reads texts.
+    if task == "TextEmbedder":
+        options = {**read_sentence_options(whole, tokenizer, options), **options}
+    options = read_options(values, cls, options, usual)
+    head = head_table(family, task, config, options)
+    if task in LABELLING and other_head:  # The head of another task may go by the same name.
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
 
     if QUANTIZATION in values:
+        options = {**options, "tokenizer": tokenizer}
         return _load_quantized(cls, directory, values[QUANTIZATION], config, tensors, dtype, options)
     table = {**family.tensors(config), **head}
     fresh = _check_names(table, tensors, family, config, directory)
@@ -121,7 +148,12 @@ def load_preset(cls, directory, dtype=None, **options):
         _check_tensor(name, tensors[name], paths, shapes)
         sources |= {_plain(path): _source(tensors[name], paths, path, shapes) for path in paths}
     _warn_of(fresh, architecture, task, directory)
-    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
+    if task == "CausalLM" and architecture in {family.architectures.get(reader) for reader in READERS}:
+        warnings.warn(
+            f"{str(directory)!r} holds a {architecture}, which has no head: its token embedding is taken for the "
+            "CausalLM's.",
+            stacklevel=3,
+        )
     dtype = dtype or _dtype_of(tensors[name] for name in table)
     return _filled(lambda: cls(config, tokenizer=tokenizer, dtype=dtype, **options), sources)
 
@@ -130,11 +162,10 @@ def _load_quantized(cls, directory: Path, section, config, tensors, dtype, optio
     """A model that was quantized when it was saved: its float weights never exist."""
     schemes = read_section(section)
     dtype = dtype or _dtype_of(tensor for tensor in tensors.values() if tensor.dtype in DTYPES)
-    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
     sources = {name.replace(".", "/"): lambda t=tensor: fresh_copy(t.read()) for name, tensor in tensors.items()}
 
     def make():
-        model = cls(config, tokenizer=tokenizer, dtype=dtype, **options)
+        model = cls(config, dtype=dtype, **options)
         try:
             make_shells(model, schemes, own.FRESH)
             _check_quantized(model, tensors, directory)
@@ -226,9 +257,10 @@ def _family_of(values: dict, directory: Path) -> Family:
     return FAMILIES[kind]
 
 
-def head_table(family: Family, task: str, config: TransformerConfig) -> Table:
-    """The tensors of what a task has beside the transformer."""
-    return family.heads[task] if task in family.heads else own.head(task, config)
+def head_table(family: Family, task: str, config: TransformerConfig, options: dict) -> Table:
+    """The tensors of what a task, made with these options, has beside the transformer."""
+    table = family.heads(task, config)
+    return own.head(task, config, options) if table is None else table
 
 
 def _check_names(table: Table, tensors, family: Family, config: TransformerConfig, directory) -> list[str]:
@@ -239,7 +271,7 @@ def _check_names(table: Table, tensors, family: Family, config: TransformerConfi
     lacking = [name for name in missing if not name.startswith(tuple(fresh))]
     if lacking:
         raise ValueError(f"{str(directory)!r} lacks {_some(lacking)}.")
-    heads = {name for task in TASKS for name in head_table(family, task, config)}
+    heads = {name for task in TASKS for name in head_table(family, task, config, {})}
     extra = [n for n in tensors if n not in table and n not in heads and not family.ignored(n, config)]
     if extra:
         raise ValueError(f"{str(directory)!r} has tensors the config knows nothing of: {_some(extra)}.")
@@ -250,6 +282,8 @@ def _check_tensor(name: str, tensor: Tensor, paths: list[str], shapes: Shapes) -
     if tensor.dtype not in DTYPES:
         raise ValueError(f"{name!r} in {str(tensor.path)!r} is {tensor.dtype}, and weights are {', '.join(DTYPES)}.")
     parts = [shapes[_plain(path)] for path in paths]
+    if len({(path.endswith(".T"), part[:-1]) for path, part in zip(paths, parts)}) > 1:
+        raise ValueError(f"Weights of {name!r} cannot lie side by side. Received: {', '.join(paths)}")
     expected = (*parts[0][:-1], sum(part[-1] for part in parts))
     expected = expected[::-1] if paths[0].endswith(".T") else expected
     if tensor.shape != expected:
@@ -258,11 +292,12 @@ def _check_tensor(name: str, tensor: Tensor, paths: list[str], shapes: Shapes) -
 
 def _source(tensor: Tensor, paths: list[str], path: str, shapes: Shapes):
     """A function that reads a weight from its part of a tensor."""
-    start = sum(shapes[each][-1] for each in paths[: paths.index(path)])
+    start = sum(shapes[_plain(each)][-1] for each in paths[: paths.index(path)])
+    stop = start + shapes[_plain(path)][-1]
 
     def read() -> np.ndarray:
         mapped = tensor.read()
-        return fresh_copy(mapped.T if path.endswith(".T") else mapped[..., start : start + shapes[path][-1]])
+        return fresh_copy((mapped.T if path.endswith(".T") else mapped)[..., start:stop])
 
     return read
 
@@ -298,8 +333,8 @@ class _FromFile(keras.initializers.Initializer):
 
 def _joined(variables, paths: list[str]) -> np.ndarray:
     parts = [keras.ops.convert_to_numpy(variables[_plain(path)].value) for path in paths]
-    parts = [part.T if path.endswith(".T") else part for part, path in zip(parts, paths)]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    return joined.T if paths[0].endswith(".T") else joined
 
 
 def _special_tokens(tokenizer) -> dict[str, int | None]:

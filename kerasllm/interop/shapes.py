@@ -16,7 +16,7 @@ def weight_shapes(config: TransformerConfig) -> Shapes:
     return shapes | _stack(config, config.num_layers)
 
 
-def head_shapes(task: str, config: TransformerConfig, num_labels: int) -> Shapes:
+def head_shapes(task: str, config: TransformerConfig, num_labels: int, use_bias: bool = True) -> Shapes:
     """Shapes of what a task has beside the transformer."""
     d = config.hidden_dim
     if task in ("MaskedLM", "PairedMaskedLM"):
@@ -26,7 +26,7 @@ def head_shapes(task: str, config: TransformerConfig, num_labels: int) -> Shapes
     if task == "ReplacedTokenDetector":
         return _denses({"detector_dense": (d, d), "detector_logit": (d, 1)}, bias=True)
     if task in ("TextClassifier", "TokenClassifier"):
-        return _under("classifier", _dense(d, num_labels))
+        return _under("classifier", _dense(d, num_labels, use_bias))
     return {}
 
 

@@ -1,7 +1,20 @@
 """T5's names in Hugging Face directories, 1.0 and 1.1: its config keys and its table of tensors."""
 
 from kerasllm.config import TransformerConfig
-from kerasllm.interop.family import Family, dense, read_activation, read_keys, rms_norm, write_activation, write_keys
+from kerasllm.interop.family import (
+    Family,
+    check_full_attention,
+    dense,
+    is_copy,
+    read_activation,
+    read_aliases,
+    read_keys,
+    refuse,
+    rms_norm,
+    untie,
+    write_activation,
+    write_keys,
+)
 
 BEHAVIOUR = {"positions": "relative", "norm": "rms_norm", "use_bias": False, "attention_scale": 1.0}
 KEYS = {
@@ -20,37 +33,69 @@ KEYS = {
     "dropout_rate": ("dropout", 0.1),
     "initializer_range": ("initializer_range", 0.05),  # T5 itself knows but a factor on several scales.
 }
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
 def from_hf(values: dict) -> TransformerConfig:
     """Our config of a T5 `config.json`."""
+    # transformers counts the decoder's layers before it looks at other names.
+    num_layers = values.get("num_layers", KEYS["num_layers"][1])
+    values = read_aliases(values, ALIASES)
+    refuse(values, is_causal=True, is_encoder_decoder=True)
     fields = {**BEHAVIOUR, **read_keys(values, KEYS)}
-    fields["num_layers"] = fields["num_layers"] or fields["num_encoder_layers"]
+    if fields["num_layers"] is None:
+        fields["num_layers"] = num_layers
     fields["attention_dropout"] = fields["dropout"]
     # What scales the logits is a key of transformers 5; older ones take 1.1 to be what is not tied.
     fields["scale_logits"] = values.get("scale_decoder_outputs", fields["tie_embeddings"])
-    feed_forward = values.get("feed_forward_proj", "relu")
-    gated = isinstance(feed_forward, str) and feed_forward.startswith("gated-")
-    if feed_forward == "gated-gelu":
-        feed_forward = "gated-gelu_new"  # By that name T5 has always meant the approximation.
-    name = feed_forward.removeprefix("gated-") if gated else feed_forward
-    activation = read_activation({"feed_forward_proj": name}, "feed_forward_proj", "relu")
-    return TransformerConfig.from_dict({**fields, "gated": gated, "activation": activation})
+    activation, gated = _read_feed_forward(values)
+    config = TransformerConfig.from_dict({**fields, "gated": gated, "activation": activation})
+    check_full_attention(values, config.max_sequence_length)
+    return config
+
+
+def _read_feed_forward(values: dict) -> tuple[str, bool]:
+    name = values.get("feed_forward_proj", "relu")
+    gated = isinstance(name, str) and name.startswith("gated-")
+    if gated:
+        # By "gelu" alone T5 has always meant the approximation.
+        name = "gelu_new" if name == "gated-gelu" else name.removeprefix("gated-")
+    # What transformers makes of that key it also saves, and what is saved wins.
+    if "dense_act_fn" in values:
+        return read_activation(values, "dense_act_fn", "relu"), values.get("is_gated_act", gated)
+    return read_activation({"feed_forward_proj": name}, "feed_forward_proj", "relu"), values.get("is_gated_act", gated)
 
 
 def to_hf(config: TransformerConfig) -> dict:
     """The `config.json` of a T5."""
-    activation = write_activation(config)
-    if config.gated:
-        activation = "gated-gelu" if config.activation == "gelu_tanh" else f"gated-{activation}"
-    values = write_keys(config, KEYS)
-    more = {"feed_forward_proj": activation, "scale_decoder_outputs": config.scale_logits, "is_encoder_decoder": True}
-    return {**values, **more}
+    name = write_activation(config)
+    return {
+        **write_keys(config, KEYS),
+        "feed_forward_proj": ("gated-gelu" if name == "gelu_new" else f"gated-{name}") if config.gated else name,
+        # "gated-gelu" means the approximation, so the exact one is named beside it.
+        **({"dense_act_fn": name, "is_gated_act": True} if config.gated and name == "gelu" else {}),
+        "scale_decoder_outputs": config.scale_logits,
+        "is_encoder_decoder": True,
+    }
 
 
-def refine(config: TransformerConfig, names, task: str) -> TransformerConfig:
-    """transformers 5 writes that the embeddings are tied in any case: whether 1.1's are, its tensors tell."""
-    return config.replace(tie_embeddings=config.scale_logits or "lm_head.weight" not in names)
+def settle(config: TransformerConfig, tensors: dict, task: str) -> tuple[TransformerConfig, dict]:
+    """As `Family.settle`. transformers 5 ties every T5 whose head is a copy, whatever config.json says."""
+    tensors = dict(tensors)
+    for name in COPIES:
+        if name in tensors and not is_copy(tensors[name], tensors.setdefault("shared.weight", tensors[name])):
+            raise ValueError(
+                "This t5 is not supported: its encoder or its decoder has token embeddings of its own. Received: "
+                f"a {name} that differs from shared.weight"
+            )
+        tensors.pop(name, None)
+    return untie(config, tensors, "lm_head.weight", "shared.weight")
 
 
 def tensors(config: TransformerConfig) -> dict[str, list[str]]:
@@ -85,9 +130,8 @@ def _block(theirs: str, ours: str, cross_attention: bool, gated: bool) -> dict[s
 
 
 def ignored(name: str, config: TransformerConfig) -> bool:
-    """Copies of tied weights, and a bias of the first cross-attention that old files carry and nobody reads."""
-    copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", *["lm_head.weight"] * config.tie_embeddings)
-    return name in (*copies, "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight")
+    """A bias of the first cross-attention that old files carry and nobody reads."""
+    return name == "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 FAMILY = Family(
@@ -96,6 +140,6 @@ FAMILY = Family(
     from_hf,
     to_hf,
     tensors,
-    refine=refine,
+    settle=settle,
     ignored=ignored,
 )

@@ -36,14 +36,27 @@ def check_task(task: str, config: TransformerConfig, architecture: str, director
         )
 
 
-def read_options(values: dict, cls: type, given: dict) -> dict:
-    """Arguments of the task's constructor: those given, and beside them what config.json has."""
+def read_options(values: dict, cls: type, given: dict, usual: dict) -> dict:
+    """Arguments of the task's constructor: those given, beside them what config.json has, else the `usual` ones."""
     known = set(inspect.signature(cls.__init__).parameters) - _SHARED
     ours = values.get(OWN_KEY) or {}
     options = ours.get(task_of(cls), {}) if isinstance(ours, dict) else None
-    if not isinstance(options, dict) or not set(options) <= known - {"labels", "num_labels", "start_token_id"}:
+    if not isinstance(options, dict) or not set(options) <= known - {
+        "labels",
+        "num_labels",
+        "start_token_id",
+        "multi_label",
+    }:
         raise ValueError(f"Unknown settings of a {cls.__name__} in config.json's {OWN_KEY!r}: {str(ours)[:200]}")
-    options = dict(options)
+    options = {**usual, **options}
+    if "multi_label" in known:
+        options |= _problem(values)
+    if "dropout" in known and values.get("classifier_dropout") is not None:
+        options.setdefault("dropout", values["classifier_dropout"])
+    if "pad_token_id" in known:
+        options.setdefault("pad_token_id", values.get("pad_token_id") if options.get("pooling") == "last" else None)
+    if "labels" in known and values.get("id2label") is None and values.get("num_labels") is not None:
+        options.setdefault("num_labels", values["num_labels"])
     if "labels" in known and "id2label" in values and not {"labels", "num_labels"} & set(given):
         labels = _labels(values["id2label"])
         options |= {"num_labels": len(labels), "labels": None if labels == _unnamed(len(labels)) else labels}
@@ -52,10 +65,27 @@ def read_options(values: dict, cls: type, given: dict) -> dict:
     return {**options, **given}
 
 
+def _problem(values: dict) -> dict:
+    """What `problem_type` and the labels' number say of a `TextClassifier`."""
+    problem, labels = values.get("problem_type"), values.get("id2label")
+    if problem == "regression" or (isinstance(labels, dict) and len(labels) == 1):
+        raise ValueError(
+            "This is a model of regression, which predicts a number and no labels: not supported. Received: "
+            f"problem_type={problem!r}, id2label={str(labels)[:80]}"
+        )
+    if problem not in (None, "single_label_classification", "multi_label_classification"):
+        raise ValueError(f"Unknown problem_type in config.json. Received: problem_type={problem!r}")
+    return {} if problem is None else {"multi_label": problem == "multi_label_classification"}
+
+
 def write_options(model) -> dict:
     """What config.json has of them: under transformers' key where there is one."""
     options = {key: value for key, value in model.get_config().items() if key not in _SHARED}
     values = {}
+    if options.pop("multi_label", False):
+        values["problem_type"] = "multi_label_classification"
+    if options.get("pad_token_id") is not None:
+        values["pad_token_id"] = options["pad_token_id"]
     if "num_labels" in options:
         labels = options.pop("labels") or _unnamed(options["num_labels"])
         options.pop("num_labels")

@@ -104,21 +104,28 @@ def write_tensors(directory: Path, sizes: dict[str, int], make: Callable[[str], 
 
 
 def stale_files(directory: Path, written: Iterable[str]) -> list[Path]:
-    """Files of weights in a directory that are not among those just written to it."""
-    found = [directory / SINGLE, directory / INDEX, *directory.glob("model-?????-of-?????.safetensors")]
+    """Files of weights, or of sentence-transformers, in a directory that are not among those just written to it."""
+    found = [
+        directory / SINGLE,
+        directory / INDEX,
+        directory / "modules.json",
+        *directory.glob("model-?????-of-?????.safetensors"),
+    ]
     return [path for path in found if path.name not in set(written) and path.is_file()]
 
 
-def read_json(path: Path, max_bytes: int) -> dict:
-    """A JSON object from a file that nobody vouches for."""
+def read_json(path: Path, max_bytes: int, kind: type = dict):
+    """A JSON object, or array, from a file that nobody vouches for."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(path)!r} is missing.")
     if path.stat().st_size > max_bytes:
         raise ValueError(f"{str(path)!r} is larger than {max_bytes} bytes, which none of its kind is.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{str(path)!r} holds no JSON object.")
+    if not isinstance(values, kind):
+        raise ValueError(f"{str(path)!r} holds no JSON {'object' if kind is dict else 'array'}.")
     return values
 
 

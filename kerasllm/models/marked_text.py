@@ -47,9 +47,10 @@ def marked_inputs(model, x, truncation: bool = False) -> dict[str, np.ndarray]:
 
 def marked_row(model, pieces: list[list[int]], name: str, truncation: bool) -> tuple[list[int], int]:
     """Token ids of the one or two texts of a row with their special tokens, and how many are of the first."""
-    start, end = marks(model.tokenizer)
-    limit = model.config.max_sequence_length
-    length = len(start) + sum(len(ids) + len(end) for ids in pieces)
+    start, between, end = marks_of(model)
+    limit = row_limit(model)
+    marks = [between] * (len(pieces) - 1) + [end]
+    length = len(start) + sum(len(ids) + len(mark) for ids, mark in zip(pieces, marks))
     if length > limit and not truncation:
         raise ValueError(
             f"The {name} has {length} tokens, special ones included, and the model reads {limit}. Shorten it, or "
@@ -58,8 +59,26 @@ def marked_row(model, pieces: list[list[int]], name: str, truncation: bool) -> t
     for _ in range(length - limit):
         longest = max(pieces, key=len)
         del longest[-1:]
-    first = start + pieces[0] + end
-    return first + [i for ids in pieces[1:] for i in ids + end], len(first)
+    first = start + pieces[0] + marks[0]
+    return first + [i for ids, mark in zip(pieces[1:], marks[1:]) for i in ids + mark], len(first)
+
+
+def row_limit(model) -> int:
+    """Tokens that a row of text has at the most, special ones included."""
+    limit = getattr(model, "max_length", None)
+    return model.config.max_sequence_length if limit is None else min(limit, model.config.max_sequence_length)
+
+
+def marks_of(model) -> tuple[list[int], list[int], list[int]]:
+    """What begins a row of texts, what stands between two texts, and what ends the row.
+
+    Those of the tokenizer's own template where the model says so (`add_special_tokens`), else its start and end token.
+    """
+    if not getattr(model, "add_special_tokens", False):
+        start, end = marks(model.tokenizer)
+        return start, end, end
+    one, two = (model.tokenizer.template_ids(*texts) for texts in (("a",), ("a", "a")))
+    return one[0], two[1], one[-1]
 
 
 def marks(tokenizer) -> tuple[list[int], list[int]]:

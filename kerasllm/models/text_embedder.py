@@ -25,6 +25,12 @@ class TextEmbedder(LanguageModel):
         normalize: whether vectors have length 1.
         temperature: what cosine similarities are divided by in the loss.
         truncation: cut texts that are longer than the model reads, instead of raising.
+        max_length: tokens that a text has at the most, special ones included; as many as the model reads when left
+            out.
+        prompts: dict of texts to put before others, by name, such as `{"query": "query: "}`.
+        default_prompt: the name of the prompt that is put before each text; none when left out.
+        add_special_tokens: put texts between the special tokens of the tokenizer's own template, as transformers
+            does, and not between its start and its end token.
         dtype: a Keras dtype policy, such as "mixed_bfloat16".
 
     Data, in `fit` and `evaluate`, without `y`:
@@ -65,9 +71,27 @@ class TextEmbedder(LanguageModel):
         normalize=True,
         temperature=0.05,
         truncation=False,
+        max_length=None,
+        prompts=None,
+        default_prompt=None,
+        add_special_tokens=False,
         **kwargs,
     ):
         super().__init__(config, tokenizer, **kwargs)
+        if max_length is not None and (
+            isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3
+        ):
+            raise ValueError(f"`max_length` must be a whole number from 3 on. Received: max_length={max_length!r}")
+        prompts = {} if prompts is None else prompts
+        if not isinstance(prompts, dict) or not all(isinstance(x, str) for pair in prompts.items() for x in pair):
+            raise ValueError(f"`prompts` must be a dict of texts by name. Received: prompts={str(prompts)[:80]}")
+        if default_prompt is not None and default_prompt not in prompts:
+            raise ValueError(
+                f"`default_prompt` must be the name of one of the prompts ({', '.join(prompts) or 'there are none'}). "
+                f"Received: default_prompt={default_prompt!r}"
+            )
+        self.max_length, self.prompts, self.default_prompt = max_length, dict(prompts), default_prompt
+        self.add_special_tokens = add_special_tokens
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive. Received: temperature={temperature}")
         self.pooling = check_pooling(pooling, "mean", self.config.pooler)
@@ -147,7 +171,9 @@ class TextEmbedder(LanguageModel):
 
     def as_inputs(self, x):
         if is_text(x):
-            return marked_inputs(self, x if isinstance(x, str) else list(x), self.truncation)
+            prompt = self.prompts.get(self.default_prompt, "")
+            texts = prompt + x if isinstance(x, str) else [prompt + text for text in x]
+            return marked_inputs(self, texts, self.truncation)
         return model_inputs(self, x)
 
     def row_data(self, x, y, sample_weight, batch_size, shuffle):
@@ -196,7 +222,8 @@ class TextEmbedder(LanguageModel):
         return np.inner(*vectors)
 
     def get_config(self):
-        names = ("pooling", "normalize", "temperature", "truncation")
+        names = ("pooling", "normalize", "temperature", "truncation", "max_length", "prompts", "default_prompt")
+        names += ("add_special_tokens",)
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

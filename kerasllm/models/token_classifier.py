@@ -9,7 +9,7 @@ from kerasllm.models.id_range import IdRange
 from kerasllm.models.inputs import array_data, is_text, model_inputs, padded_rows, tokenizer_of
 from kerasllm.models.labels import Prediction, checked_labels, compile_options, label_ids, make_classifier, predictions
 from kerasllm.models.language_model import LanguageModel
-from kerasllm.models.marked_text import marked_row, marks
+from kerasllm.models.marked_text import marked_row, marks_of
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -21,7 +21,7 @@ class TokenClassifier(LanguageModel):
     Args:
         config: a `TransformerConfig` (or its dict) of one stack.
         tokenizer: a `Tokenizer`, for models that read words; left out for token ids only.
-        num_labels, labels, dropout, truncation: as in `TextClassifier`.
+        num_labels, labels, dropout, truncation, add_special_tokens: as in `TextClassifier`.
         dtype: a Keras dtype policy, such as "mixed_bfloat16".
 
     Data, in `fit`, `evaluate` and `predict` (there without labels):
@@ -53,8 +53,19 @@ class TokenClassifier(LanguageModel):
     input_keys = ("token_ids", "padding_mask", "segment_ids", "document_ids", "positions")
     predicts_tokens = False
 
-    def __init__(self, config, tokenizer=None, num_labels=None, labels=None, dropout=None, truncation=False, **kwargs):
+    def __init__(
+        self,
+        config,
+        tokenizer=None,
+        num_labels=None,
+        labels=None,
+        dropout=None,
+        truncation=False,
+        add_special_tokens=False,
+        **kwargs,
+    ):
         super().__init__(config, tokenizer, **kwargs)
+        self.add_special_tokens = add_special_tokens
         self.num_labels, self.labels = checked_labels(num_labels, labels)
         self.dropout = self.config.dropout if dropout is None else dropout
         self.truncation = truncation
@@ -128,7 +139,7 @@ class TokenClassifier(LanguageModel):
     def _read_words(self, rows):
         """The arrays of rows of words, and where in its row the first token of each word stands."""
         tokenizer = tokenizer_of(self)
-        start, end = marks(tokenizer)
+        start, _, end = marks_of(self)
         # All but the first word are read with the space before them, as in a text.
         encoded = iter(tokenizer.encode([" " * (i > 0) + word for words in rows for i, word in enumerate(words)]))
         tokens, places = [], []
@@ -152,7 +163,7 @@ class TokenClassifier(LanguageModel):
         return self.tokenizer.unk_token_id
 
     def get_config(self):
-        names = ("num_labels", "labels", "dropout", "truncation")
+        names = ("num_labels", "labels", "dropout", "truncation", "add_special_tokens")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

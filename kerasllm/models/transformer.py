@@ -96,9 +96,9 @@ class Transformer(Stack):
             training=training,
         )
 
-    def pooled(self, hidden):
+    def pooled(self, hidden, activation=ops.tanh):
         """(batch, length, hidden_dim) → (batch, hidden_dim): the first token's state through the pooler."""
-        return ops.tanh(self.pooler(hidden[:, 0]))
+        return activation(self.pooler(hidden[:, 0]))
 
     def compute_output_shape(self, token_ids_shape):
         return (*token_ids_shape, self.config.hidden_dim)

@@ -131,6 +131,11 @@ def _answers(g, model, hidden: str, mask: str) -> dict[str, tuple[str, list]]:
         answer = linear(g, model.next_sentence, _pooled(g, model, hidden, mask, "pooler"))
         return {"masked_lm": (logits, tokens), "next_sentence": (answer, ["batch", 2])}
     if kind == "TextClassifier":
+        if model.pooling == "last" and model.pad_token_id is not None:
+            raise ValueError(
+                "There is no ONNX graph of a classifier that finds its last token by the padding token. Use "
+                f"format='tf_saved_model', or make it with pad_token_id=None. Received: {model.pad_token_id}"
+            )
         pooled = _pooled(g, model, hidden, mask, model.pooling)
         return {"logits": (linear(g, model.classifier, pooled), ["batch", model.num_labels])}
     if kind == "TokenClassifier":
@@ -150,7 +155,10 @@ def _pooled(g, model, hidden, mask, pooling):
     """(batch, dim) of hidden states, as `kerasllm.layers.pooling`."""
     if pooling in ("first", "pooler"):
         first = g("Gather", hidden, 0, axis=1)
-        return first if pooling == "first" else g("Tanh", linear(g, model.transformer.pooler, first))
+        if pooling == "first":
+            return first
+        activation, x = getattr(model, "pooler_activation", "tanh"), linear(g, model.transformer.pooler, first)
+        return g("Tanh", x) if activation == "tanh" else activate(g, activation, x)
     if pooling == "last":
         places = g("Mul", _range(g, mask), mask)
         last = g("Unsqueeze", g("ReduceMax", places, [1]), [2])

@@ -47,7 +47,7 @@ class Reader:
     def classify(self, inputs: list, **_) -> dict:
         """The probabilities of the labels of texts or pairs of texts, the most probable first."""
         logits, count = self._rows(inputs)
-        found = predictions(logits, self.model.labels)
+        found = predictions(logits, self.model.labels, self.model.multi_label)
         return {
             "answers": [
                 {

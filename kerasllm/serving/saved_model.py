@@ -65,7 +65,8 @@ def _forward(model, classify: bool = False):
     def run(**inputs):
         outputs = model(inputs, training=False)
         if classify:
-            probabilities = tf.nn.softmax(outputs)
+            alone = getattr(model, "multi_label", False)
+            probabilities = tf.nn.sigmoid(outputs) if alone else tf.nn.softmax(outputs)
             return {"probabilities": probabilities, "label_ids": tf.argmax(outputs, axis=-1, output_type="int32")}
         return outputs if isinstance(outputs, dict) else {name: tf.cast(outputs, "float32")}
 

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from kerasllm.models.inputs import pad_token_id, tokenizer_of
-from kerasllm.models.marked_text import marks
+from kerasllm.models.marked_text import marks_of, row_limit
 from kerasllm.serving.tf_tokenizers import GraphTokenizer, graph_tokenizer
 
 TASKS = {"CausalLM": "generate", "Seq2SeqLM": "generate", "TextClassifier": "classify", "TextEmbedder": "embed"}
@@ -83,8 +83,8 @@ def _begun(ids, start):
 
 def _label_text(model, tokenizer, function):
     """`text` → what the function of ids gives, and the `label`s' names where they have some."""
-    start, end = marks(model.tokenizer)
-    limit = model.config.max_sequence_length
+    start, _, end = marks_of(model)
+    limit = row_limit(model)
 
     def run(*, text):
         ids = tokenizer.encode(text)

@@ -315,7 +315,9 @@ def test_a_keras_file_is_never_opened(saved, monkeypatch):
 def test_code_in_a_directory_is_not_run(saved, tmp_path):
     flag = tmp_path / "ran"
     (saved / "modeling.py").write_text(f"open({str(flag)!r}, 'w')")
-    edit_json(saved / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"}, trust_remote_code=True)
     edit_json(saved / "tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling.Evil", None]})
     CausalLM.from_preset(saved)
+    edit_json(saved / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"}, trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"AutoModelForCausalLM.*plain gpt2, remove auto_map"):
+        CausalLM.from_preset(saved)
     assert not flag.exists()

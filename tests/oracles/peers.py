@@ -43,7 +43,7 @@ def compare_gradients(peer, model, their_loss, our_loss, at_least=1e-4):
     theirs = {name: p.grad.numpy() for name, p in peer.named_parameters()}
     ours = {path.removeprefix("transformer/"): g for path, g in weight_gradients(model, our_loss).items()}
     family = FAMILIES[peer.config.model_type]
-    table = {**family.tensors(model.config), **head_table(family, task_of(type(model)), model.config)}
+    table = {**family.tensors(model.config), **head_table(family, task_of(type(model)), model.config, {})}
     assert set(table) == {family.standard_name(name) for name in theirs}
     assert sorted(path.removesuffix(".T") for paths in table.values() for path in paths) == sorted(ours)
     for name, gradient in theirs.items():
