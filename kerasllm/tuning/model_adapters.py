@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import keras
+import numpy as np
 
 from kerasllm.layers.stack import Stack
 from kerasllm.tuning.delta import numpy
@@ -250,6 +251,15 @@ def delete_adapter(model: keras.Model, name: str) -> None:
         model._adapters = None
     recompute_over_quantized(model)
     forget_compiled(model)
+
+
+def base_value(model: keras.Model, variable: keras.Variable) -> np.ndarray:
+    """A weight of the base as float32 on the host, as it is without adapters: also while they are merged into it."""
+    state = state_of(model)
+    for merged, before in (state.originals or ()) if state is not None else ():
+        if merged is variable:
+            return before.astype("float32")
+    return numpy(variable)
 
 
 def recompute_over_quantized(model: keras.Model) -> None:
