@@ -210,15 +210,13 @@ def is_targeted(config: dict, name: str) -> bool | None:
     targets, excluded = config.get("target_modules"), config.get("exclude_modules") or []
     if targets is None or targets == "all-linear":
         return None
-    if _fullmatch(excluded, name) if isinstance(excluded, str) else _ends(name, excluded):
+    if is_named(excluded, name):
         return False
-    if isinstance(targets, str):
-        return _fullmatch(targets, name)
-    if name in targets:
-        return True
     layers = config.get("layers_to_transform")
-    if not _ends(name, targets) or layers is None or layers == []:
-        return _ends(name, targets)
+    if isinstance(targets, str) or name in targets or layers is None or layers == []:
+        return is_named(targets, name)
+    if not is_named(targets, name):
+        return False
     patterns = config.get("layers_pattern") or []
     patterns = [rf"(?:^|.*?\.){each}" for each in ([patterns] if isinstance(patterns, str) else patterns)]
     for pattern in patterns or [r".*?\.[^.]*"]:
@@ -226,6 +224,13 @@ def is_targeted(config: dict, name: str) -> bool | None:
         if found:
             return int(found["index"]) in ([layers] if isinstance(layers, int) else layers)
     return False
+
+
+def is_named(names: str | list[str], name: str) -> bool:
+    """Whether a regular expression is a module's name, or one of several names is the end of it."""
+    if isinstance(names, str):
+        return _fullmatch(names, name)
+    return any(name == end or name.endswith(f".{end}") for end in names)
 
 
 def is_saved(config: dict, name: str) -> bool:
@@ -243,10 +248,6 @@ def _fullmatch(pattern: str, name: str) -> bool:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
         raise ValueError(f"A pattern in {CONFIG} is no regular expression: {error}. Received: {pattern!r}") from None
-
-
-def _ends(name: str, ends: list[str]) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in ends)
 
 
 def _short(value) -> str:

@@ -9,7 +9,7 @@ from kerasllm.tuning.lora import Kernel
 from kerasllm.tuning.offset import WEIGHT_NAMES
 from kerasllm.tuning.targets import named_layers
 
-PREFIX = "base_model.model."
+PREFIX, PLAIN_PREFIX = "base_model.model.", "base_model."
 HEAD = "lm_head"
 # One embedding of ours, three modules of theirs, of which one is read by nobody.
 COPIES = {"t5": {"encoder.embed_tokens": "shared", "decoder.embed_tokens": "shared"}}
@@ -75,7 +75,7 @@ class Names:
 
 def plain(name: str) -> str:
     """A module's name without what peft puts before it."""
-    return name.removeprefix(PREFIX).removeprefix("base_model.")
+    return name.removeprefix(PREFIX).removeprefix(PLAIN_PREFIX)
 
 
 def width(layer) -> int:

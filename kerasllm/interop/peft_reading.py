@@ -9,9 +9,19 @@ import math
 import keras
 import numpy as np
 
-from kerasllm.interop.peft_config import CONFIG, MERGE, OURS, READ, check_config, is_saved, is_targeted, value_of
+from kerasllm.interop.peft_config import (
+    CONFIG,
+    MERGE,
+    OURS,
+    READ,
+    check_config,
+    is_named,
+    is_saved,
+    is_targeted,
+    value_of,
+)
 from kerasllm.interop.peft_names import HEAD, Names, plain
-from kerasllm.interop.peft_writing import PROMPT, reads_first_token
+from kerasllm.interop.peft_writing import PROMPT, TOKENS, reads_first_token
 from kerasllm.tuning.delta import numpy
 from kerasllm.tuning.lora import Kernel, LoRA
 from kerasllm.tuning.model_adapters import base_value
@@ -194,7 +204,7 @@ def _check_saved(config: dict, names: Names, modules: dict[str, Module]) -> None
 def _check_tied(model, config: dict, names: Names, modules: dict[str, Module]) -> None:
     if not config.get("ensure_weight_tying") or not model.config.tie_embeddings:
         return
-    touched = [module.name for known, module in modules.items() if names.modules[known] == ["embedding.tokens"]]
+    touched = [module.name for known, module in modules.items() if names.modules[known] == [TOKENS]]
     if touched and getattr(model, "predicts_tokens", False):
         raise ValueError(
             f"This adapter is not supported: {CONFIG} says ensure_weight_tying=True, by which the head follows "
@@ -288,7 +298,12 @@ def _ia3_from_peft(config: dict, names: Names, modules: dict[str, Module]):
         if "ia3_l" not in module.tensors:
             continue
         vector, layers, widths = module.tensors.pop("ia3_l"), names.modules[known], names.widths(known)
-        in_dim = Kernel(names.layers[layers[0]], layers[0]).in_dim
+        in_dim, inputs = Kernel(names.layers[layers[0]], layers[0]).in_dim, config.get("feedforward_modules")
+        if inputs is not None and is_named(inputs, module.name) != (vector.shape[0] == 1):
+            raise ValueError(
+                f"The vector of {module.name!r} is {vector.shape}, and the feedforward_modules of its {CONFIG}, whose "
+                f"inputs are multiplied, say otherwise. Received: feedforward_modules={inputs!r}"
+            )
         if vector.shape == (1, in_dim):
             on_input += layers
             values |= {(name, "ia3", "factor"): vector.reshape(-1) for name in layers}
@@ -321,6 +336,11 @@ def _prompt_from_peft(model, config: dict, prompt: np.ndarray | None, whole: tup
         raise ValueError(
             f"A {type(model).__name__} here classifies the first token of the text, and one of peft's the first vector "
             "of the prompt: the same file would mean another answer. Train the prompt here, or use LoRA or IA3."
+        )
+    if not prefix and TOKENS in whole and OURS not in config:
+        raise ValueError(
+            "The adapter has a prompt and a token embedding that was trained whole, which peft does not read beside a "
+            "prompt: the same file would mean another answer. Take the embedding out of modules_to_save and the file."
         )
     # With an encoder, a file has vectors for two stacks, of which only the encoder's are read.
     count = config.get("num_virtual_tokens") or len(prompt)
@@ -357,7 +377,7 @@ def _whole_values(model, names: Names, modules: dict[str, Module]) -> Values:
             if attribute is None:
                 raise ValueError(f"The adapter has {module.name}.{kind}, and the layer has no {kind} in this model.")
             is_turned = names.transposed(known, attribute)
-            bases = [base_value(model, getattr(layer, attribute)) for layer in layers]
+            bases = [base_value(model, layer, attribute) for layer in layers]
             shape = (*bases[0].shape[:-1], sum(base.shape[-1] for base in bases))
             shape = shape[::-1] if is_turned else shape
             if tensor.shape != shape:

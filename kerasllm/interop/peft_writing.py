@@ -10,7 +10,7 @@ import math
 import keras
 import numpy as np
 
-from kerasllm.interop.peft_names import PREFIX, Names
+from kerasllm.interop.peft_names import PLAIN_PREFIX, PREFIX, Names
 from kerasllm.tuning.delta import numpy
 from kerasllm.tuning.lora import LoRA
 from kerasllm.tuning.model_adapters import Adapter, base_value
@@ -18,7 +18,7 @@ from kerasllm.tuning.offset import Offset
 from kerasllm.tuning.prompts import PrefixDelta, PromptDelta, PromptTuning
 from kerasllm.tuning.vectors import IA3
 
-PROMPT = "prompt_embeddings"
+PROMPT, TOKENS = "prompt_embeddings", "embedding.tokens"
 TASK_TYPES = {
     "CausalLM": "CAUSAL_LM",
     "Seq2SeqLM": "SEQ_2_SEQ_LM",
@@ -32,8 +32,9 @@ def fits_peft(model: keras.Model, adapter: Adapter) -> bool:
     """Whether peft's format can say what an adapter does, and peft computes the same from it."""
     if not isinstance(adapter.settings, tuple(WRITERS)):
         return False
-    if isinstance(adapter.settings, PromptTuning) and reads_first_token(model):
-        return False
+    if any(isinstance(part.delta, PromptDelta) and part.delta.vectors() is not None for part in adapter.parts):
+        if reads_first_token(model) or any(part.name == TOKENS for part in adapter.parts):
+            return False  # Beside a prompt, peft reads the base's table.
     names = Names(model)
     held = {
         layer for module, layers in names.modules.items() if module not in names.copies.values() for layer in layers
@@ -62,6 +63,8 @@ def to_peft(model: keras.Model, adapter: Adapter) -> tuple[dict, dict[str, np.nd
         if any(delta.name.startswith("whole_") for delta in found.values()):
             whole.append(names.theirs(module).removeprefix(PREFIX))
     config["modules_to_save"] = whole or None
+    if any(isinstance(delta, PromptDelta) for delta in deltas.values()):  # peft puts no module of its own around these.
+        tensors = {name.replace(PREFIX, PLAIN_PREFIX, 1): tensor for name, tensor in tensors.items()}
     write = next(write for kind, write in WRITERS.items() if isinstance(adapter.settings, kind))
     more, written = write(model, adapter.settings, names, deltas)
     for name in [n for n in tensors if n.removesuffix(".bias") in {w.rpartition(".lora_")[0] for w in written}]:
@@ -94,7 +97,9 @@ def _lora_to_peft(model, settings: LoRA, names: Names, deltas):
             tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = a.T, b.T
         if settings.dora:
             lengths = [
-                numpy(part.magnitude) if part else np.linalg.norm(base_value(model, names.layers[name].kernel), axis=0)
+                numpy(part.magnitude)
+                if part
+                else np.linalg.norm(base_value(model, names.layers[name], "kernel"), axis=0)
                 for part, name in zip(parts, layers)
             ]
             tensors[f"{key}.lora_magnitude_vector"] = np.concatenate(lengths)
@@ -163,7 +168,7 @@ WRITERS = {LoRA: _lora_to_peft, IA3: _ia3_to_peft, PromptTuning: _prompt_to_peft
 
 def _moved(model, layer, delta: Offset | None, attribute: str) -> np.ndarray:
     """A weight of the base, with what a delta adds to it."""
-    base = base_value(model, getattr(layer, attribute))
+    base = base_value(model, layer, attribute)
     return base if delta is None or attribute not in delta.attributes else base + delta.offsets()[attribute]
 
 

@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 import keras
 import numpy as np
 
+from kerasllm.layers.quantized import float_embeddings, float_kernel
 from kerasllm.layers.stack import Stack
 from kerasllm.tuning.delta import numpy
 from kerasllm.tuning.fingerprint import fingerprint
 from kerasllm.tuning.settings import Part, Settings
+
+FLOATS = {"kernel": float_kernel, "embeddings": float_embeddings}  # of quantized layers
 
 
 class Adapter:
@@ -253,9 +256,13 @@ def delete_adapter(model: keras.Model, name: str) -> None:
     forget_compiled(model)
 
 
-def base_value(model: keras.Model, variable: keras.Variable) -> np.ndarray:
-    """A weight of the base as float32 on the host, as it is without adapters: also while they are merged into it."""
-    state = state_of(model)
+def base_value(model: keras.Model, layer: keras.layers.Layer, attribute: str) -> np.ndarray:
+    """A weight of the base as float32 on the host: as it is without adapters, also while they are merged into it; of a
+    quantized layer the numbers that its codes stand for.
+    """
+    if attribute in FLOATS and getattr(layer, "quantization_mode", None):
+        return numpy(FLOATS[attribute](layer))
+    variable, state = getattr(layer, attribute), state_of(model)
     for merged, before in (state.originals or ()) if state is not None else ():
         if merged is variable:
             return before.astype("float32")
