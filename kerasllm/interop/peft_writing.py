@@ -32,9 +32,9 @@ def fits_peft(model: keras.Model, adapter: Adapter) -> bool:
     """Whether peft's format can say what an adapter does, and peft computes the same from it."""
     if not isinstance(adapter.settings, tuple(WRITERS)):
         return False
-    if any(isinstance(part.delta, PromptDelta) and part.delta.vectors() is not None for part in adapter.parts):
-        if reads_first_token(model) or any(part.name == TOKENS for part in adapter.parts):
-            return False  # Beside a prompt, peft reads the base's table.
+    is_prompt = any(isinstance(part.delta, PromptDelta) and part.delta.vectors() is not None for part in adapter.parts)
+    if is_prompt and (reads_first_token(model) or any(part.name == TOKENS for part in adapter.parts)):
+        return False  # Beside a prompt, peft reads the base's table.
     names = Names(model)
     held = {
         layer for module, layers in names.modules.items() if module not in names.copies.values() for layer in layers
