@@ -228,6 +228,26 @@ def read_config(directory) -> tuple[Family, TransformerConfig]:
     return family, family.from_hf(values)
 
 
+def stored_weights(model, directory: Path) -> dict[str, np.ndarray]:
+    """A directory's tensors as maps of its files, under the paths of a model's weights that they would be read into.
+
+    Raises:
+        FileNotFoundError, ValueError, KeyError: the directory is not one of such a model.
+    """
+    task, family = task_of(type(model)), _family_of(_read_values(directory), directory)
+    tensors = {family.standard_name(name): tensor for name, tensor in find_tensors(directory).items()}
+    variables, stored = variables_by_path(model), {}
+    config = model.transformer.config
+    for name, paths in {**family.tensors(config), **head_table(family, task, config)}.items():
+        start = 0
+        for path in paths if name in tensors else ():
+            mapped, variable = tensors[name].read(), variables[_plain(path)]
+            part = mapped.T if path.endswith(".T") else mapped[..., start : start + variable.shape[-1]]
+            start += variable.shape[-1]
+            stored[variable.path] = part
+    return stored
+
+
 def variables_by_path(model) -> dict[str, keras.Variable]:
     """The weights under their paths, such as "block_0/attention/query/kernel" or "masked_head/bias"; those of the
     transformer without its name."""

@@ -421,6 +421,8 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
 
         with self.whole_config():
             save_to_preset(self, directory, max_shard_bytes)
+        if self._adapters is None or self._adapters.originals is None:  # Merged weights are not an adapter's base.
+            self._preset = directory
 
     @classmethod
     def from_preset(cls, directory, dtype=None, **options):
@@ -440,7 +442,9 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
         """
         from kerasllm.interop.presets import load_preset
 
-        return load_preset(cls, directory, dtype, **options)
+        model = load_preset(cls, directory, dtype, **options)
+        model._preset = directory
+        return model
 
     def export(self, directory, format="tf_saved_model", overwrite=False, **options):
         """Writes the model for other programs: "tf_saved_model", "onnx", "openvino", "litert", "gguf" or "huggingface".

@@ -13,21 +13,27 @@ from kerasllm.files import written_aside
 from kerasllm.interop.weight_files import DTYPES, read_json, tensors_of
 from kerasllm.tuning.bottleneck import Bottleneck
 from kerasllm.tuning.delta import numpy
-from kerasllm.tuning.fingerprint import fingerprint
+from kerasllm.tuning.fingerprint import directory_of_base, fingerprint
+from kerasllm.tuning.lora import LoRA
 from kerasllm.tuning.model_adapters import adapter_of, add_adapter, delete_adapter, state_of
-from kerasllm.tuning.vectors import BitFit, LayerNormTuning
+from kerasllm.tuning.prompts import PrefixTuning, PromptTuning, PTuning
+from kerasllm.tuning.vectors import IA3, BitFit, LayerNormTuning
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 22
 OWN_TYPE = "KERASLLM"  # of what peft has no format for
-METHODS = {method.__name__: method for method in (Bottleneck, BitFit, LayerNormTuning)}
+KINDS = (Bottleneck, BitFit, LayerNormTuning, LoRA, IA3, PromptTuning, PTuning, PrefixTuning)
+METHODS = {method.__name__: method for method in KINDS}
+PICKLED = "adapter_model.bin"
 
 
 def save_adapter(model: keras.Model, directory, name: str = "default") -> None:
     """Writes one adapter, as `peft` does: adapter_config.json and adapter_model.safetensors, whole or not at all.
 
     `peft` opens the files of `LoRA` (with all its options), `IA3` and the prompts of a model that transformers knows,
-    too. The base is not saved, but a fingerprint of it.
+    too. The base is not saved, but a fingerprint of it, and the directory that it was read from or saved to, if its
+    weights there are still the same. The file is the same while adapters are merged. What `set_adapter` and `scale`
+    set is not in it.
 
     Args:
         model: with the adapter.
@@ -37,14 +43,15 @@ def save_adapter(model: keras.Model, directory, name: str = "default") -> None:
     Raises:
         ValueError: there is no such adapter.
     """
-    from kerasllm.interop.peft_files import WRITERS, to_peft
+    from kerasllm.interop.peft_writing import fits_peft, to_peft
 
     adapter = adapter_of(model, name)
-    if isinstance(adapter.settings, tuple(WRITERS)):
+    if fits_peft(model, adapter):
         config, tensors = to_peft(model, adapter)
     else:
         config = {"peft_type": OWN_TYPE, "kerasllm": {"settings": adapter.settings.to_dict()}}
         tensors = {".".join(key): numpy(variable) for key, variable in variables_of(adapter, name).items()}
+    config["base_model_name_or_path"] = directory_of_base(model)
     config["kerasllm"] = {**config.get("kerasllm", {}), "fingerprint": state_of(model).fingerprint}
     if getattr(model, "labels", None):
         config["kerasllm"]["labels"] = model.labels
@@ -87,8 +94,21 @@ def _config(directory) -> dict:
     directory = Path(directory)
     for file in (CONFIG, WEIGHTS):
         if not (directory / file).is_file():
-            raise FileNotFoundError(f"{str(directory)!r} is no adapter's directory: it has no {file}.")
+            raise FileNotFoundError(
+                f"{str(directory)!r} is no adapter's directory: it has no {file}.{_hint(directory)}"
+            )
     return read_json(directory / CONFIG, MAX_CONFIG_BYTES)
+
+
+def _hint(directory: Path) -> str:
+    """What a directory without an adapter's files has instead."""
+    if (directory / PICKLED).is_file():
+        return (
+            f" It has {PICKLED}, and pickled weights are never read: open it in peft and save it again "
+            "(save_pretrained writes safetensors)."
+        )
+    inside = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG}"))
+    return f" Its folders have adapters: {', '.join(inside)}. Name one of them." if inside else ""
 
 
 def variables_of(adapter, name: str) -> dict[tuple[str, str, str], keras.Variable]:
@@ -101,18 +121,21 @@ def variables_of(adapter, name: str) -> dict[tuple[str, str, str], keras.Variabl
 
 
 def _read(model, config: dict, tensors: dict[str, np.ndarray]):
-    from kerasllm.interop.peft_files import TYPES, from_peft
+    from kerasllm.interop.peft_reading import TYPES, from_peft
 
     kind = config.get("peft_type")
     if kind in TYPES:
         return from_peft(model, config, tensors)
     if kind != OWN_TYPE:
-        raise ValueError(f"Adapters of this kind are not supported: peft_type={kind!r}. Supported: {', '.join(TYPES)}.")
+        raise ValueError(
+            f"Adapters of this kind are not supported: peft_type={kind!r}. Supported: {', '.join(TYPES)}. Merge others "
+            "where they were trained (merge_and_unload), and open the model that is saved then."
+        )
     values = dict((config.get("kerasllm") or {}).get("settings") or {})
     method = METHODS.get(values.pop("method", None))
     if method is None or not set(values) <= {field.name for field in dataclasses.fields(method)}:
         raise ValueError(f"Unknown settings in {CONFIG}: {str(config.get('kerasllm'))[:200]}")
-    return method(**values), {tuple(key.rsplit(".", 2)): tensor for key, tensor in tensors.items()}
+    return method(**values), {tuple(key.rsplit(".", 2)): tensor.astype("float32") for key, tensor in tensors.items()}
 
 
 def _fill(variables, values) -> None:
@@ -147,7 +170,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
     for name, tensor in tensors_of(path).items():
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{name!r} in {str(path)!r} is {tensor.dtype}, and weights are {', '.join(DTYPES)}.")
-        found[name] = np.asarray(tensor.read()).astype("float32")
+        found[name] = np.array(tensor.read())
     return found
 
 

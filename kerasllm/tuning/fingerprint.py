@@ -1,6 +1,9 @@
 """Telling one base model from another, so that no adapter is put on the wrong one."""
 
 import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import ml_dtypes
@@ -16,15 +19,38 @@ def fingerprint(model: keras.Model) -> str | None:
 
     The same for a base in float32 and in bfloat16. `None` for a quantized base, whose values are others.
     """
+    return _hash(model.weights, lambda variable: np.asarray(keras.ops.convert_to_numpy(variable.value)))
+
+
+def directory_of_base(model: keras.Model) -> str | None:
+    """The whole path of the directory that a model with adapters was read from, or saved to; `None` if there is none,
+    or if the base's weights are no longer those of its files, by their fingerprint.
+    """
+    from kerasllm.interop.presets import stored_weights
+
+    state, directory = model._adapters, getattr(model, "_preset", None)
+    if directory is None or state.fingerprint is None:
+        return None
+    added = {id(variable) for adapter in state.all.values() for variable in (*adapter.variables, adapter.gate)}
+    try:
+        stored = stored_weights(model, Path(directory))
+        found = _hash([v for v in model.weights if id(v) not in added], lambda variable: stored[variable.path])
+    except (OSError, KeyError, ValueError):  # It is gone, or holds another model by now.
+        return None
+    return os.path.abspath(directory) if found == state.fingerprint else None
+
+
+def _hash(variables, read: Callable[[keras.Variable], np.ndarray]) -> str | None:
     digest = hashlib.sha256()
-    for variable in model.weights:
+    for variable in variables:
         if variable.path.startswith(NOT_THE_BASE):
             continue
         if "int" in variable.dtype:
             return None
-        size = int(np.prod(variable.shape))
+        shape = tuple(variable.shape)
+        size = int(np.prod(shape))
         places = np.linspace(0, size - 1, min(size, SAMPLE)).astype("int64")
-        values = np.asarray(keras.ops.convert_to_numpy(variable.value)).reshape(-1)[places]
-        digest.update(str(tuple(variable.shape)).encode())
+        values = read(variable)[np.unravel_index(places, shape)]
+        digest.update(str(shape).encode())
         digest.update(np.asarray(values).astype(ml_dtypes.bfloat16).tobytes())
     return digest.hexdigest()[:16]

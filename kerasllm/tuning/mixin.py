@@ -11,6 +11,9 @@ from kerasllm.tuning.settings import Settings
 class Adaptable:
     """Mixed into a Keras model; see the functions of the same names in `kerasllm.tuning`."""
 
+    _adapters = None
+    _preset = None  # the directory that the model was read from, or saved to
+
     def add_adapter(self, name: str, settings: Settings) -> None:
         """Adds an adapter, which is then the only active one, and the only thing that is trained.
 

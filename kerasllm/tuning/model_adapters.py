@@ -5,11 +5,15 @@ import re
 from collections.abc import Iterator, Sequence
 
 import keras
+import numpy as np
 
+from kerasllm.layers.quantized import float_embeddings, float_kernel
 from kerasllm.layers.stack import Stack
 from kerasllm.tuning.delta import numpy
 from kerasllm.tuning.fingerprint import fingerprint
 from kerasllm.tuning.settings import Part, Settings
+
+FLOATS = {"kernel": float_kernel, "embeddings": float_embeddings}  # of quantized layers
 
 
 class Adapter:
@@ -250,6 +254,19 @@ def delete_adapter(model: keras.Model, name: str) -> None:
         model._adapters = None
     recompute_over_quantized(model)
     forget_compiled(model)
+
+
+def base_value(model: keras.Model, layer: keras.layers.Layer, attribute: str) -> np.ndarray:
+    """A weight of the base as float32 on the host: as it is without adapters, also while they are merged into it; of a
+    quantized layer the numbers that its codes stand for.
+    """
+    if attribute in FLOATS and getattr(layer, "quantization_mode", None):
+        return numpy(FLOATS[attribute](layer))
+    variable, state = getattr(layer, attribute), state_of(model)
+    for merged, before in (state.originals or ()) if state is not None else ():
+        if merged is variable:
+            return before.astype("float32")
+    return numpy(variable)
 
 
 def recompute_over_quantized(model: keras.Model) -> None:

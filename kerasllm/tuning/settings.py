@@ -65,7 +65,9 @@ class Settings:
         """
         layers = named_layers(model, self.kinds)
         if self.targets is None:
-            names = self.default_targets(list(layers)) or select(["*"], layers)
+            whole = self._trained_whole(model)
+            names = [name for name in layers if name not in whole]
+            names = self.default_targets(names) or select(["*"], names)
         else:
             names = select([self.targets] if isinstance(self.targets, str) else self.targets, layers)
         return {name: layers[name] for name in names}
@@ -82,18 +84,21 @@ class Settings:
 
     def _whole(self, model, gate, adapter, parts):
         """The layers that are trained whole."""
+        taken = {part.name for part in parts}
+        whole = []
+        for name, layer in self._trained_whole(model).items():
+            if name in taken:
+                raise ValueError(f"A layer cannot be a target and be trained whole. Received: {name!r} as both")
+            delta = Offset(gate, layer, f"whole_{adapter}", weight_names(layer))
+            whole.append(Part(name, layer, delta.create()))
+        return whole
+
+    def _trained_whole(self, model) -> dict[str, keras.layers.Layer]:
         layers = named_layers(model, tuple(WEIGHT_NAMES))
         patterns = (self.also_train,) if isinstance(self.also_train, str) else self.also_train
         if patterns is None:
             patterns = [name for name in NEW_HEADS if name in layers and not getattr(model, "predicts_tokens", True)]
-        taken = {part.name for part in parts}
-        whole = []
-        for name in select(patterns, layers):
-            if name in taken:
-                raise ValueError(f"A layer cannot be a target and be trained whole. Received: {name!r} as both")
-            delta = Offset(gate, layers[name], f"whole_{adapter}", weight_names(layers[name]))
-            whole.append(Part(name, layers[name], delta.create()))
-        return whole
+        return {name: layers[name] for name in select(patterns, layers)}
 
     def to_dict(self) -> dict[str, Any]:
         """For a file: the settings and the method's name."""

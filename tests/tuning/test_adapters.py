@@ -372,6 +372,6 @@ def test_files_that_are_wrong(tmp_path):
     with pytest.raises(ValueError, match="another base"):
         other.load_adapter(tmp_path / "good")
     (tmp_path / "good/adapter_config.json").write_text(json.dumps({**config, "kerasllm": {}}))
-    with pytest.raises(ValueError, match="do not fit the model"):
+    with pytest.raises(ValueError, match="do not fit: A is"):
         other.load_adapter(tmp_path / "good")
     assert other.adapters == {} and model.adapters == {}

@@ -11,7 +11,7 @@ from differentiate import weight_gradients
 from keras import ops
 
 import kerasllm
-from kerasllm.interop.peft_files import Names
+from kerasllm.interop.peft_names import Names
 from kerasllm.tuning.files import variables_of
 from kerasllm.tuning.model_adapters import adapter_of
 
