@@ -15,6 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from kerasllm.closed_vocabulary import closed
 from kerasllm.files import written_aside
 
 KINDS = ("char", "byte", "bpe", "wordpiece", "unigram")
@@ -113,6 +114,11 @@ class Tokenizer:
                 f"A {kind} tokenizer needs an unknown token. Received: special_tokens={special_tokens}. "
                 f"Add one of {', '.join(ROLES['unk_token'])}."
             )
+        if kind in ("byte", "bpe") and (bytes_ := {*special_tokens} & {*byte_alphabet()}):
+            raise ValueError(
+                f"A special token of a {kind} tokenizer must not be one of the characters that spell its bytes. "
+                f"Received: special_tokens={special_tokens}, where {sorted(bytes_)} are. Use longer names."
+            )
         texts = _checked_texts(texts)
         if kind == "char":
             tokenizer = _char(texts, special_tokens, unk_token)
@@ -186,8 +192,9 @@ class Tokenizer:
             text: a string, or a list of strings.
             add_special_tokens: add what the tokenizer's template adds, such as `[CLS] … [SEP]`.
             parse_special: text that spells a special token becomes that token, as in transformers. `False`
-                treats it as any other text: use it for text from others, which must not be able to end a
-                document or switch roles.
+                treats it as any other text, in every kind of tokenizer: use it for text from others, which must
+                not be able to end a document or switch roles. The ids then have no special token but the unknown
+                one.
 
         Returns:
             A list of ids, or one list for each text.
@@ -212,14 +219,15 @@ class Tokenizer:
             raise
         if self._alphabet is not None:
             for each in texts:
-                self._check_alphabet(each, self.special_tokens if parse_special else [])
+                self._check_alphabet(each, parse_special)
         ids = [encoding.ids for encoding in encodings]
         return ids[0] if isinstance(text, str) else ids
 
     def encode_with_offsets(self, text: str, parse_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters that each stands for, `(start, stop)`.
 
-        Args, Raises: as in `encode`.
+        Args, Raises: as in `encode`; but special tokens come from their literal spelling alone, and not from other
+        characters that are normalized to it.
 
         Example:
 
@@ -229,8 +237,8 @@ class Tokenizer:
         """
         _check_text(text)
         if self._alphabet is not None:
-            self._check_alphabet(text, self.special_tokens if parse_special else [])
-        tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
+            self._check_alphabet(text, parse_special)
+        tokenizer = self._literal_tokenizer if parse_special else self._plain_tokenizer
         encoding = tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
@@ -373,9 +381,14 @@ class Tokenizer:
         return f"<Tokenizer kind={self.kind!r} vocabulary_size={self.vocabulary_size}>"
 
     @cached_property
+    def _literal_tokenizer(self) -> RustTokenizer:
+        """The same tokenizer, where special tokens come from their literal spelling alone."""
+        return closed(self._tokenizer)
+
+    @cached_property
     def _plain_tokenizer(self) -> RustTokenizer:
         """The same tokenizer, blind to special tokens: a switch on the one would race in threads."""
-        tokenizer = RustTokenizer.from_str(self._tokenizer.to_str())
+        tokenizer = closed(self._tokenizer)
         tokenizer.encode_special_tokens = True
         return tokenizer
 
@@ -384,11 +397,11 @@ class Tokenizer:
         """What a char tokenizer can encode; `None` for a tokenizer that can encode anything."""
         if self.kind != "char" or self.unk_token_id is not None:
             return None
-        return frozenset(token for token in self._vocabulary if len(token) == 1)
+        return frozenset(token for token in self._vocabulary if len(token) == 1) - frozenset(self.special_tokens)
 
-    def _check_alphabet(self, text: str, special_tokens: list[str]) -> None:
+    def _check_alphabet(self, text: str, parse_special: bool) -> None:
         if unknown := set(text) - self._alphabet:
-            for token in special_tokens:
+            for token in self.special_tokens if parse_special else []:
                 text = text.replace(token, "")
             unknown &= set(text)
         if unknown:
@@ -437,7 +450,7 @@ def _checked_template(template: object) -> str | None:
 
 
 def _char(texts: Iterator[str], special_tokens: list[str], unk_token: str | None) -> RustTokenizer:
-    alphabet = sorted(set().union(*texts))
+    alphabet = sorted(set().union(*texts) - {*special_tokens})
     vocabulary = {token: index for index, token in enumerate([*special_tokens, *alphabet])}
     # BPE without merges walks over characters, and needs no regular expression to do so.
     tokenizer = RustTokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unk_token))
