@@ -1,6 +1,6 @@
 """2,000 strings to try a tokenizer with: all planes and kinds of characters, and what breaks tokenizers."""
 
-# ruff: noqa: RUF001
+# ruff: noqa: RUF001, SIM905
 
 import random
 
