@@ -149,23 +149,29 @@ class Tokenizer:
     def from_preset(cls, directory: str | os.PathLike) -> "Tokenizer":
         """Loads a directory written by `save_to_preset` or by transformers' `save_pretrained`.
 
-        Reads `tokenizer.json` (else `spiece.model`, `tokenizer.model` or `vocab.txt`) and, where there,
-        `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja`.
+        Reads `tokenizer.json` (else `spiece.model`, `tokenizer.model`, `vocab.txt`, or `vocab.json` and
+        `merges.txt`) and, where there, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and
+        `chat_template.jinja`.
 
         Raises:
             FileNotFoundError: there is no tokenizer in the directory.
-            ValueError: a file is damaged.
+            ValueError: a file is damaged, or has what would be read wrongly; says what.
         """
+        from kerasllm.interop.added_tokens import add_tokens
         from kerasllm.interop.tokenizer_files import read_older
 
         directory = Path(directory)
-        config = _read_json(directory / "special_tokens_map.json")
-        config = {**config, **_read_json(directory / "tokenizer_config.json")}
+        config = _read_json(directory / "tokenizer_config.json")
+        if "added_tokens_decoder" not in config:  # An older directory, whose map has the last word.
+            config |= _read_json(directory / "special_tokens_map.json")
         if (template := directory / CHAT_TEMPLATE_FILE).is_file():
             config["chat_template"] = _read_template(template)
         path = directory / "tokenizer.json"
         older = None if path.is_file() else read_older(directory, config)
-        return cls(older or _read_tokenizer(path), config)
+        tokenizer = older or _read_tokenizer(path)
+        add_tokens(tokenizer, config, _read_json(directory / "added_tokens.json"), str(directory))
+        _check_config(tokenizer, config, str(directory))
+        return cls(tokenizer, config)
 
     def save_to_preset(self, directory: str | os.PathLike) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` loads.
@@ -434,6 +440,36 @@ def _roles(config: dict, tokenizer: RustTokenizer) -> dict[str, str]:
         if token is not None and tokenizer.token_to_id(token) is not None:
             roles[role] = token
     return roles
+
+
+def _check_config(tokenizer: RustTokenizer, config: dict, name: str) -> None:
+    """Refuses what a tokenizer_config.json says that would change the ids, and that the tokenizer does not do."""
+    if config.get("split_special_tokens"):
+        raise ValueError(
+            f"{name!r} sets split_special_tokens in tokenizer_config.json, which a tokenizer here does not keep. Take "
+            "it out, and encode with parse_special=False."
+        )
+    parts = [part for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
+    adds = [_adds_space(json.loads(part.__getstate__())) for part in parts]
+    wanted = config.get("add_prefix_space")
+    if isinstance(wanted, bool) and any(value is not None for value in adds) and wanted not in adds:
+        raise ValueError(
+            f"{name!r} says add_prefix_space={wanted} in tokenizer_config.json, and its tokenizer.json does the "
+            "opposite, so programs do not agree on its tokens. Make them agree: save it again with transformers."
+        )
+
+
+def _adds_space(part: dict) -> bool | None:
+    """Whether a part of a tokenizer.json puts a space in front of a text; `None` if it has nothing to do with it."""
+    answers = [_adds_space(inner) for inner in part.get("normalizers", part.get("pretokenizers", []))]
+    if "prepend_scheme" in part:
+        answers.append(part["prepend_scheme"] != "never")
+    elif "add_prefix_space" in part:
+        answers.append(part["add_prefix_space"])
+    elif part.get("type") == "Prepend":
+        answers.append(True)
+    answers = [answer for answer in answers if answer is not None]
+    return any(answers) if answers else None
 
 
 def _checked_template(template: object) -> str | None:

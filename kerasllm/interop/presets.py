@@ -21,7 +21,7 @@ from kerasllm.interop import bert, electra, gpt2, llama, own, t5
 from kerasllm.interop.family import Family, Table
 from kerasllm.interop.shapes import Shapes, head_shapes, weight_shapes
 from kerasllm.interop.tasks import LABELLING, TASKS, check_task, count_labels, read_options, task_of, write_options
-from kerasllm.interop.tokenizer_files import has_tokenizer
+from kerasllm.interop.tokenizer_files import tokenizer_of_directory
 from kerasllm.interop.weight_files import (
     DTYPES,
     INTEGERS,
@@ -121,7 +121,7 @@ def load_preset(cls, directory, dtype=None, **options):
         _check_tensor(name, tensors[name], paths, shapes)
         sources |= {_plain(path): _source(tensors[name], paths, path, shapes) for path in paths}
     _warn_of(fresh, architecture, task, directory)
-    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
+    tokenizer = tokenizer_of_directory(directory)
     dtype = dtype or _dtype_of(tensors[name] for name in table)
     return _filled(lambda: cls(config, tokenizer=tokenizer, dtype=dtype, **options), sources)
 
@@ -130,7 +130,7 @@ def _load_quantized(cls, directory: Path, section, config, tensors, dtype, optio
     """A model that was quantized when it was saved: its float weights never exist."""
     schemes = read_section(section)
     dtype = dtype or _dtype_of(tensor for tensor in tensors.values() if tensor.dtype in DTYPES)
-    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
+    tokenizer = tokenizer_of_directory(directory)
     sources = {name.replace(".", "/"): lambda t=tensor: fresh_copy(t.read()) for name, tensor in tensors.items()}
 
     def make():
