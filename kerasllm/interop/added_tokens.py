@@ -36,8 +36,8 @@ def add_tokens(tokenizer: RustTokenizer, config: dict, added: dict, name: str) -
     for i, token in declared.items():
         if (its := tokenizer.token_to_id(token.content)) != i:
             raise ValueError(
-                f"{name!r} declares the token {token.content!r} with the id {i}, and it has the id {its}: tokens before "
-                "it are missing, or there are two of one name. Received the wrong files, or damaged ones."
+                f"{name!r} declares the token {token.content!r} with the id {i}, and it has the id {its}: tokens "
+                "before it are missing, or there are two of one name. The files are damaged, or not of one tokenizer."
             )
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if len(ids) != len({*ids.values()}):

@@ -32,7 +32,7 @@ from kerasllm.interop.weight_files import (
     stale_files,
     write_tensors,
 )
-from kerasllm.tokenizers import CHAT_TEMPLATE_FILE, Tokenizer
+from kerasllm.tokenizers import CHAT_TEMPLATE_FILE
 
 FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in (gpt2, bert, electra, t5, llama, own)}
 MAX_JSON_BYTES = 1 << 20

@@ -69,8 +69,8 @@ def read_model(path: Path) -> Model:
     }
     if found := [name for name, is_set in unread.items() if is_set]:
         raise ValueError(
-            f"{str(path)!r} is a SentencePiece model with {' and '.join(found)}, which is not read: its tokens would be "
-            "others. Make token ids with the sentencepiece library, and give the model these."
+            f"{str(path)!r} is a SentencePiece model with {' and '.join(found)}, which is not read: its tokens "
+            "would be others. Make token ids with the sentencepiece library, and give the model these."
         )
     return model
 

@@ -1,4 +1,4 @@
-"""Tokenizers of SentencePiece's model files, which give the ids that SentencePiece gives; Kudo and Richardson (2018)."""
+"""Tokenizers of SentencePiece's model files, which give SentencePiece's ids; Kudo and Richardson (2018)."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,6 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from kerasllm.interop.sentencepiece import (
-    BPE,
     CHAR,
     CONTROL,
     NORMAL,

@@ -25,7 +25,7 @@ CLASSES = {
     **dict.fromkeys(("llama", "mistral", "mixtral"), "LlamaTokenizer"),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer"),
 }
-# Files of tokenizers that are not read: a directory with one of them and no tokenizer.json has a tokenizer that is lost.
+# Files of tokenizers that are not read. A directory that has one, and no tokenizer.json, is opened with a warning.
 UNREAD = ("tekken.json", "sentencepiece.bpe.model", "spm.model", "source.spm", "spm_char.model", "tiktoken.model")
 UNREAD += ("qwen.tiktoken", "bpe.codes", "vocab.bpe", "encoder.json", "vocab.json", "merges.txt", "vocab.model")
 QWEN2_WORDS = (
@@ -85,7 +85,9 @@ _REMEDY = (
 
 
 def _unread(directory: Path, found: list[str]) -> str:
-    return f"{str(directory)!r} has a tokenizer in {' and '.join(found)}, which is not read. {_REMEDY.format(directory)}"
+    return (
+        f"{str(directory)!r} has a tokenizer in {' and '.join(found)}, which is not read. {_REMEDY.format(directory)}"
+    )
 
 
 def _reader(directory: Path):
@@ -190,7 +192,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
         vocabulary = json.loads(path.read_bytes().decode())
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}") from None
-    if not isinstance(vocabulary, dict) or not all(isinstance(i, int) and 0 <= i for i in vocabulary.values()):
+    if not isinstance(vocabulary, dict) or not all(isinstance(i, int) and i >= 0 for i in vocabulary.values()):
         raise ValueError(f"{str(path)!r} is damaged: expected a JSON object of tokens and their ids")
     return vocabulary
 
@@ -203,7 +205,9 @@ def _content(token, usual: str) -> str:
 
 def _between(tokenizer: RustTokenizer, starts: list[str], ends: list[str]) -> RustTokenizer:
     """The tokenizer, which then puts a text between these tokens, as far as they are known."""
-    starts, ends = ([token for token in tokens if tokenizer.token_to_id(token) is not None] for tokens in (starts, ends))
+    starts, ends = (
+        [token for token in tokens if tokenizer.token_to_id(token) is not None] for tokens in (starts, ends)
+    )
     if starts or ends:
         pair = [*starts, "$A", *ends, *(f"{start}:1" for start in starts), "$B:1", *(f"{end}:1" for end in ends)]
         if isinstance(tokenizer.model, models.WordPiece):
