@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from kerasllm.closed_vocabulary import closed
 from kerasllm.files import written_aside
+from kerasllm.long_texts import LONG, LONG_WORD, cuts_lines, has_long_word, line_parts
 
 KINDS = ("char", "byte", "bpe", "wordpiece", "unigram")
 DEFAULT_VOCABULARY_SIZE = 2048
@@ -218,7 +220,11 @@ class Tokenizer:
         texts = [text] if isinstance(text, str) else list(text)
         tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
         try:
-            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+            if not add_special_tokens and max(map(len, texts), default=0) > LONG and self._cuts_lines:
+                rows = [self._in_parts(tokenizer, each) for each in texts]
+            else:
+                encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+                rows = [encoding.ids for encoding in encodings]
         except TypeError:
             for each in texts:
                 _check_text(each)
@@ -226,8 +232,7 @@ class Tokenizer:
         if self._alphabet is not None:
             for each in texts:
                 self._check_alphabet(each, parse_special)
-        ids = [encoding.ids for encoding in encodings]
-        return ids[0] if isinstance(text, str) else ids
+        return rows[0] if isinstance(text, str) else rows
 
     def encode_with_offsets(self, text: str, parse_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters that each stands for, `(start, stop)`.
@@ -399,6 +404,16 @@ class Tokenizer:
         return tokenizer
 
     @cached_property
+    def _cuts_lines(self) -> bool:
+        return cuts_lines(json.loads(self._tokenizer.to_str()))
+
+    def _in_parts(self, tokenizer: RustTokenizer, text: str) -> list[int]:
+        ids = []
+        for part in line_parts(text):
+            ids += tokenizer.encode_batch_fast([part], add_special_tokens=False)[0].ids
+        return ids
+
+    @cached_property
     def _alphabet(self) -> frozenset[str] | None:
         """What a char tokenizer can encode; `None` for a tokenizer that can encode anything."""
         if self.kind != "char" or self.unk_token_id is not None:
@@ -543,7 +558,7 @@ def _learned(
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
         trainer = trainers.UnigramTrainer(unk_token=unk_token, **options)
     try:
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(_short_words(texts) if kind != "unigram" else texts, trainer)
     except (TypeError, ValueError):
         raise
     except Exception as error:
@@ -578,6 +593,21 @@ def _checked_texts(texts: str | Iterable[str]) -> Iterator[str]:
             yield text
     if empty:
         raise ValueError("`texts` is empty: there is nothing to train a tokenizer on.")
+
+
+def _short_words(texts: Iterator[str]) -> Iterator[str]:
+    """The texts, with a warning where one has a word that takes very long."""
+    warned = False
+    for text in texts:
+        if not warned and has_long_word(text):
+            warned = True
+            warnings.warn(
+                f"A text has a word of {LONG_WORD:,} characters or more, without a space or a mark between them. The "
+                "time to learn from it grows with the square of its length: 80,000 take half a minute. Give such texts "
+                "in lines or sentences.",
+                stacklevel=5,
+            )
+        yield text
 
 
 def _check_text(text: str) -> None:
