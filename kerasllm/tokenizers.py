@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,9 @@ from pathlib import Path
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from kerasllm.closed_vocabulary import closed
 from kerasllm.files import written_aside
+from kerasllm.long_texts import LONG, LONG_WORD, cuts_lines, has_long_word, line_parts
 
 KINDS = ("char", "byte", "bpe", "wordpiece", "unigram")
 DEFAULT_VOCABULARY_SIZE = 2048
@@ -113,6 +116,11 @@ class Tokenizer:
                 f"A {kind} tokenizer needs an unknown token. Received: special_tokens={special_tokens}. "
                 f"Add one of {', '.join(ROLES['unk_token'])}."
             )
+        if kind in ("byte", "bpe") and (bytes_ := {*special_tokens} & {*byte_alphabet()}):
+            raise ValueError(
+                f"A special token of a {kind} tokenizer must not be one of the characters that spell its bytes. "
+                f"Received: special_tokens={special_tokens}, where {sorted(bytes_)} are. Use longer names."
+            )
         texts = _checked_texts(texts)
         if kind == "char":
             tokenizer = _char(texts, special_tokens, unk_token)
@@ -143,23 +151,29 @@ class Tokenizer:
     def from_preset(cls, directory: str | os.PathLike) -> "Tokenizer":
         """Loads a directory written by `save_to_preset` or by transformers' `save_pretrained`.
 
-        Reads `tokenizer.json` (else `spiece.model`, `tokenizer.model` or `vocab.txt`) and, where there,
-        `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja`.
+        Reads `tokenizer.json` (else `spiece.model`, `tokenizer.model`, `vocab.txt`, or `vocab.json` and
+        `merges.txt`) and, where there, `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and
+        `chat_template.jinja`.
 
         Raises:
             FileNotFoundError: there is no tokenizer in the directory.
-            ValueError: a file is damaged.
+            ValueError: a file is damaged, or has what would be read wrongly; says what.
         """
+        from kerasllm.interop.added_tokens import add_tokens
         from kerasllm.interop.tokenizer_files import read_older
 
         directory = Path(directory)
-        config = _read_json(directory / "special_tokens_map.json")
-        config = {**config, **_read_json(directory / "tokenizer_config.json")}
+        config = _read_json(directory / "tokenizer_config.json")
+        if "added_tokens_decoder" not in config:  # An older directory, whose map has the last word.
+            config |= _read_json(directory / "special_tokens_map.json")
         if (template := directory / CHAT_TEMPLATE_FILE).is_file():
             config["chat_template"] = _read_template(template)
         path = directory / "tokenizer.json"
         older = None if path.is_file() else read_older(directory, config)
-        return cls(older or _read_tokenizer(path), config)
+        tokenizer = older or _read_tokenizer(path)
+        add_tokens(tokenizer, config, _read_json(directory / "added_tokens.json"), str(directory))
+        _check_config(tokenizer, config, str(directory))
+        return cls(tokenizer, config)
 
     def save_to_preset(self, directory: str | os.PathLike) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` loads.
@@ -186,8 +200,9 @@ class Tokenizer:
             text: a string, or a list of strings.
             add_special_tokens: add what the tokenizer's template adds, such as `[CLS] … [SEP]`.
             parse_special: text that spells a special token becomes that token, as in transformers. `False`
-                treats it as any other text: use it for text from others, which must not be able to end a
-                document or switch roles.
+                treats it as any other text, in every kind of tokenizer: use it for text from others, which must
+                not be able to end a document or switch roles. The ids then have no special token but the unknown
+                one.
 
         Returns:
             A list of ids, or one list for each text.
@@ -205,16 +220,19 @@ class Tokenizer:
         texts = [text] if isinstance(text, str) else list(text)
         tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
         try:
-            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+            if not add_special_tokens and max(map(len, texts), default=0) > LONG and self._cuts_lines:
+                rows = [self._in_parts(tokenizer, each) for each in texts]
+            else:
+                encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+                rows = [encoding.ids for encoding in encodings]
         except TypeError:
             for each in texts:
                 _check_text(each)
             raise
         if self._alphabet is not None:
             for each in texts:
-                self._check_alphabet(each, self.special_tokens if parse_special else [])
-        ids = [encoding.ids for encoding in encodings]
-        return ids[0] if isinstance(text, str) else ids
+                self._check_alphabet(each, parse_special)
+        return rows[0] if isinstance(text, str) else rows
 
     def encode_texts(self, texts: Sequence[str], parse_special: bool = True) -> list[list[int]]:
         """Token ids of texts as a language model reads them: after the start token, where the tokenizer has such.
@@ -255,7 +273,8 @@ class Tokenizer:
     def encode_with_offsets(self, text: str, parse_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text, and the characters that each stands for, `(start, stop)`.
 
-        Args, Raises: as in `encode`.
+        Args, Raises: as in `encode`; but special tokens come from their literal spelling alone, and not from other
+        characters that are normalized to it.
 
         Example:
 
@@ -265,8 +284,8 @@ class Tokenizer:
         """
         _check_text(text)
         if self._alphabet is not None:
-            self._check_alphabet(text, self.special_tokens if parse_special else [])
-        tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
+            self._check_alphabet(text, parse_special)
+        tokenizer = self._literal_tokenizer if parse_special else self._plain_tokenizer
         encoding = tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
@@ -421,22 +440,37 @@ class Tokenizer:
         return f"<Tokenizer kind={self.kind!r} vocabulary_size={self.vocabulary_size}>"
 
     @cached_property
+    def _literal_tokenizer(self) -> RustTokenizer:
+        """The same tokenizer, where special tokens come from their literal spelling alone."""
+        return closed(self._tokenizer)
+
+    @cached_property
     def _plain_tokenizer(self) -> RustTokenizer:
         """The same tokenizer, blind to special tokens: a switch on the one would race in threads."""
-        tokenizer = RustTokenizer.from_str(self._tokenizer.to_str())
+        tokenizer = closed(self._tokenizer)
         tokenizer.encode_special_tokens = True
         return tokenizer
+
+    @cached_property
+    def _cuts_lines(self) -> bool:
+        return cuts_lines(json.loads(self._tokenizer.to_str()))
+
+    def _in_parts(self, tokenizer: RustTokenizer, text: str) -> list[int]:
+        ids = []
+        for part in line_parts(text):
+            ids += tokenizer.encode_batch_fast([part], add_special_tokens=False)[0].ids
+        return ids
 
     @cached_property
     def _alphabet(self) -> frozenset[str] | None:
         """What a char tokenizer can encode; `None` for a tokenizer that can encode anything."""
         if self.kind != "char" or self.unk_token_id is not None:
             return None
-        return frozenset(token for token in self._vocabulary if len(token) == 1)
+        return frozenset(token for token in self._vocabulary if len(token) == 1) - frozenset(self.special_tokens)
 
-    def _check_alphabet(self, text: str, special_tokens: list[str]) -> None:
+    def _check_alphabet(self, text: str, parse_special: bool) -> None:
         if unknown := set(text) - self._alphabet:
-            for token in special_tokens:
+            for token in self.special_tokens if parse_special else []:
                 text = text.replace(token, "")
             unknown &= set(text)
         if unknown:
@@ -471,6 +505,36 @@ def _roles(config: dict, tokenizer: RustTokenizer) -> dict[str, str]:
     return roles
 
 
+def _check_config(tokenizer: RustTokenizer, config: dict, name: str) -> None:
+    """Refuses what a tokenizer_config.json says that would change the ids, and that the tokenizer does not do."""
+    if config.get("split_special_tokens"):
+        raise ValueError(
+            f"{name!r} sets split_special_tokens in tokenizer_config.json, which a tokenizer here does not keep. Take "
+            "it out, and encode with parse_special=False."
+        )
+    parts = [part for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
+    adds = [_adds_space(json.loads(part.__getstate__())) for part in parts]
+    wanted = config.get("add_prefix_space")
+    if isinstance(wanted, bool) and any(value is not None for value in adds) and wanted not in adds:
+        raise ValueError(
+            f"{name!r} says add_prefix_space={wanted} in tokenizer_config.json, and its tokenizer.json does the "
+            "opposite, so programs do not agree on its tokens. Make them agree: save it again with transformers."
+        )
+
+
+def _adds_space(part: dict) -> bool | None:
+    """Whether a part of a tokenizer.json puts a space in front of a text; `None` if it has nothing to do with it."""
+    answers = [_adds_space(inner) for inner in part.get("normalizers", part.get("pretokenizers", []))]
+    if "prepend_scheme" in part:
+        answers.append(part["prepend_scheme"] != "never")
+    elif "add_prefix_space" in part:
+        answers.append(part["add_prefix_space"])
+    elif part.get("type") == "Prepend":
+        answers.append(True)
+    answers = [answer for answer in answers if answer is not None]
+    return any(answers) if answers else None
+
+
 def _checked_template(template: object) -> str | None:
     if isinstance(template, list):  # of several, for different uses
         named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
@@ -485,7 +549,7 @@ def _checked_template(template: object) -> str | None:
 
 
 def _char(texts: Iterator[str], special_tokens: list[str], unk_token: str | None) -> RustTokenizer:
-    alphabet = sorted(set().union(*texts))
+    alphabet = sorted(set().union(*texts) - {*special_tokens})
     vocabulary = {token: index for index, token in enumerate([*special_tokens, *alphabet])}
     # BPE without merges walks over characters, and needs no regular expression to do so.
     tokenizer = RustTokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unk_token))
@@ -542,7 +606,7 @@ def _learned(
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
         trainer = trainers.UnigramTrainer(unk_token=unk_token, **options)
     try:
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(_short_words(texts) if kind != "unigram" else texts, trainer)
     except (TypeError, ValueError):
         raise
     except Exception as error:
@@ -577,6 +641,21 @@ def _checked_texts(texts: str | Iterable[str]) -> Iterator[str]:
             yield text
     if empty:
         raise ValueError("`texts` is empty: there is nothing to train a tokenizer on.")
+
+
+def _short_words(texts: Iterator[str]) -> Iterator[str]:
+    """The texts, with a warning where one has a word that takes very long."""
+    warned = False
+    for text in texts:
+        if not warned and has_long_word(text):
+            warned = True
+            warnings.warn(
+                f"A text has a word of {LONG_WORD:,} characters or more, without a space or a mark between them. The "
+                "time to learn from it grows with the square of its length: 80,000 take half a minute. Give such texts "
+                "in lines or sentences.",
+                stacklevel=5,
+            )
+        yield text
 
 
 def _check_text(text: str) -> None:

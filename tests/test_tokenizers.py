@@ -2,12 +2,15 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_texts import odd_texts
 
+from kerasllm.long_texts import line_parts
 from kerasllm.tokenizers import KINDS, Tokenizer
 
 pytestmark = pytest.mark.one_backend
@@ -202,6 +205,26 @@ def test_training_is_streamed_and_deterministic():
     assert len(drawn) == len(TEXT.splitlines())
     assert first.fingerprint == Tokenizer.train(texts(), vocabulary_size=300).fingerprint
     assert first.fingerprint != Tokenizer.train(texts(), vocabulary_size=299).fingerprint
+
+
+def test_a_long_text_is_read_in_parts_that_give_the_same_ids(tokenizer, monkeypatch):
+    text = "\n".join(odd_texts() + TEXT.splitlines() * 20 + ["x.\ny", "a\n\nb\n c \n"] * 20)
+    if tokenizer.kind == "char":
+        text = TEXT * 20
+    whole = [tokenizer.encode(text, parse_special=parse_special) for parse_special in (True, False)]
+    assert tokenizer._cuts_lines
+    monkeypatch.setattr("kerasllm.long_texts.PART", 1)
+    monkeypatch.setattr("kerasllm.tokenizers.LONG", 1)
+    parts = list(line_parts(text))
+    assert len(parts) > 100 and "".join(parts) == text
+    assert [tokenizer.encode(text, parse_special=parse_special) for parse_special in (True, False)] == whole
+
+
+def test_a_word_that_takes_long_to_learn_from_is_said():
+    with pytest.warns(UserWarning, match="grows with the square"):
+        Tokenizer.train("猫" * 20_000, kind="bpe", vocabulary_size=258)
+    with warnings.catch_warnings(action="error"):
+        Tokenizer.train("猫." * 20_000, kind="bpe", vocabulary_size=258)
 
 
 @pytest.mark.parametrize("kind", KINDS)

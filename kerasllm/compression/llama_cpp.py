@@ -37,7 +37,7 @@ class LlamaCpp(StepPrograms):
         llama_cpp.llama_backend_init()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.gguf"
-            export_gguf(model, path, kind)
+            export_gguf(model, path, kind, vocabulary=False)
             self.num_bytes = path.stat().st_size
             settings = llama_cpp.llama_model_default_params()
             settings.use_mmap = False  # The file goes away.

@@ -1,6 +1,5 @@
 """GGUF, the file of llama.cpp: GPT-2 and Llama models written with float32, float16, 8-bit or 4-bit weights."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from keras import ops
 
 from kerasllm.files import written_aside
 from kerasllm.interop import gpt2, llama
+from kerasllm.interop.gguf_vocabulary import write_vocabulary
 from kerasllm.layers.positions import rotary_rates
 from kerasllm.layers.quantized import float_embeddings, float_head, float_kernel
 from kerasllm.models.causal_lm import CausalLM
@@ -19,17 +19,19 @@ ACTIVATIONS = {"gpt2": "gelu_tanh", "llama": "silu"}  # the only ones that llama
 ATTENTION = {"query": "attn_q", "key": "attn_k", "value": "attn_v", "output_dense": "attn_output"}
 
 
-def export_gguf(model, path, kind: str = "f16") -> None:
+def export_gguf(model, path, kind: str = "f16", vocabulary: bool = True) -> None:
     """Writes a GPT-2 or a Llama for llama.cpp; whole or not at all.
 
-    The file has a vocabulary if the tokenizer is a byte-level BPE as GPT-2's: llama.cpp then reads and writes text as
-    we do. Without one, text is turned into ids, and back, by the model's own tokenizer.
+    The file has a vocabulary if llama.cpp reads text with it just as the model's tokenizer does: a byte-level BPE that
+    cuts texts as GPT-2, Llama 3, Qwen2 (without its normalizer) or SmolLM, and SentencePiece's BPE as Llama 2 has it.
+    Without one, which is said in a warning, text is turned into ids, and back, by the model's own tokenizer.
 
     Args:
         model: a `CausalLM`, quantized or not; the weights of a quantized one are made floating point again first.
         path: of the file.
         kind: "f32", "f16", "q8_0" (8.5 bits a weight) or "q4_0" (4.5 bits). Norms, biases and positions are float32,
             and matrices whose rows are no multiple of 32 are float16.
+        vocabulary: bool. `False` leaves it out, for a program that gives and takes token ids.
 
     Raises:
         ImportError: gguf is not installed.
@@ -51,7 +53,7 @@ def export_gguf(model, path, kind: str = "f16") -> None:
     with written_aside(path) as aside:
         writer = GGUFWriter(Path(aside), family)
         _write_config(writer, family, model.config)
-        _write_vocabulary(writer, model.tokenizer, model.config.vocabulary_size)
+        write_vocabulary(writer, model.tokenizer if vocabulary else None, model.config.vocabulary_size)
         for name, values in _tensors(model, family):
             values = np.ascontiguousarray(ops.convert_to_numpy(ops.cast(values, "float32")), "float32")
             its = "f32" if values.ndim == 1 or name == "position_embd.weight" else kind
@@ -95,39 +97,6 @@ def _write_config(writer, family: str, c) -> None:
     writer.add_value_length(c.head_dim)
     writer.add_rope_dimension_count(c.head_dim)
     writer.add_rope_freq_base(c.rope_theta)
-
-
-def _write_vocabulary(writer, tokenizer, size: int) -> None:
-    description = json.loads(tokenizer.get_config()["tokenizer"]) if tokenizer is not None else {}
-    if not description or tokenizer.kind != "bpe" or description["normalizer"] or _adds_space(description):
-        writer.add_tokenizer_model("no_vocab")
-        return
-    from gguf import TokenType
-
-    kinds = [TokenType.NORMAL] * tokenizer.vocabulary_size
-    for token in description["added_tokens"]:
-        kinds[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
-    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.vocabulary_size)]
-    unused = [f"<unused{i}>" for i in range(len(tokens), size)]  # A vocabulary may be padded.
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens + unused)
-    writer.add_token_types(kinds + [TokenType.UNUSED] * len(unused))
-    writer.add_token_merges(
-        [pair if isinstance(pair, str) else " ".join(pair) for pair in description["model"]["merges"]]
-    )
-    writer.add_add_bos_token(bool(tokenizer.text_start_ids))
-    writer.add_add_space_prefix(False)
-    roles = {"bos": tokenizer.start_token_id, "eos": tokenizer.end_token_id, "pad": tokenizer.pad_token_id}
-    for role, token_id in roles.items():
-        if token_id is not None:
-            getattr(writer, f"add_{role}_token_id")(token_id)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
-
-
-def _adds_space(description: dict) -> bool:
-    return description["pre_tokenizer"].get("add_prefix_space", False)
 
 
 def _tensors(model, family: str):

@@ -32,7 +32,7 @@ from kerasllm.interop.tasks import (
     task_of,
     write_options,
 )
-from kerasllm.interop.tokenizer_files import has_tokenizer
+from kerasllm.interop.tokenizer_files import tokenizer_of_directory
 from kerasllm.interop.weight_files import (
     DTYPES,
     INTEGERS,
@@ -43,7 +43,7 @@ from kerasllm.interop.weight_files import (
     stale_files,
     write_tensors,
 )
-from kerasllm.tokenizers import CHAT_TEMPLATE_FILE, Tokenizer
+from kerasllm.tokenizers import CHAT_TEMPLATE_FILE
 
 FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in (gpt2, bert, electra, t5, llama, own)}
 MAX_JSON_BYTES = 1 << 20
@@ -125,7 +125,7 @@ def load_preset(cls, directory, dtype=None, **options):
     tensors = {family.standard_name(name): tensor for name, tensor in find_tensors(directory).items()}
     config, tensors = family.settle(config, tensors, task)
     config = family.refine(config, tensors, task)
-    tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
+    tokenizer = tokenizer_of_directory(directory)
     usual = dict(family.options.get(task, {}))
     if family is not own.FAMILY and architecture == family.architectures.get(task) and task in READERS:
         usual["add_special_tokens"] = OWN_KEY not in values  # As transformers reads texts.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kerasllm.config import MAX_SIZE
 
-UNIGRAM, BPE = 1, 2  # of trainer_spec.model_type
+UNIGRAM, BPE, WORD, CHAR = range(1, 5)  # of trainer_spec.model_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # of a piece's type
 
 
@@ -38,18 +38,19 @@ def read_model(path: Path) -> Model:
     """Reads a spiece.model or tokenizer.model.
 
     Raises:
-        ValueError: the file is damaged or is not a SentencePiece model.
+        ValueError: the file is damaged, is not a SentencePiece model, or sets what is not read; says which.
     """
     try:
-        pieces, trainer, normalizer = [], {}, {}
+        pieces, trainer, normalizer, denormalizer = [], {}, {}, {}
+        specs = {2: trainer, 3: normalizer, 5: denormalizer}
         for number, value in _fields(path.read_bytes()):
             if number == 1:
                 pieces.append(_piece(dict(_fields(_bytes(value)))))
-            elif number in (2, 3):
-                (trainer if number == 2 else normalizer).update(_fields(_bytes(value)))
+            elif number in specs:
+                specs[number].update(_fields(_bytes(value)))
         if not 0 < len(pieces) <= MAX_SIZE:
             raise ValueError(f"it has {len(pieces)} pieces")
-        return Model(
+        model = Model(
             pieces,
             model_type=trainer.get(3, UNIGRAM),
             byte_fallback=bool(trainer.get(35, False)),
@@ -59,6 +60,19 @@ def read_model(path: Path) -> Model:
         )
     except (ValueError, struct.error) as error:
         raise ValueError(f"{str(path)!r} is damaged or not a SentencePiece model: {error}") from None
+    unread = {
+        "model_type: WORD": model.model_type not in (UNIGRAM, BPE, CHAR),
+        "treat_whitespace_as_suffix: true": trainer.get(24, False),
+        "escape_whitespaces: false": not normalizer.get(5, True),
+        "a denormalizer_spec with rules": denormalizer.get(2, b""),
+        "unused pieces in a BPE": model.model_type == BPE and any(piece.kind == UNUSED for piece in pieces),
+    }
+    if found := [name for name, is_set in unread.items() if is_set]:
+        raise ValueError(
+            f"{str(path)!r} is a SentencePiece model with {' and '.join(found)}, which is not read: its tokens "
+            "would be others. Make token ids with the sentencepiece library, and give the model these."
+        )
+    return model
 
 
 def merges(pieces: list[Piece]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from kerasllm.tokenizers import byte_alphabet
 
 MARK = b"\xff"  # between pieces: a byte that no UTF-8 text has
 WHITE = r"\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"  # Unicode's, for good
-ASSIGNED = 0x40000  # code points from here on are neither letters nor numbers, nor changed by any normalizer
+ASSIGNED = 0x40000  # code points from here on are neither letters nor numbers; a normalizer may drop some
 NEVER = 2**31 - 1  # the rank of a pair that is not merged
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 PLAIN_BPE = {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"}  # must be empty
@@ -210,8 +210,12 @@ class WordPieceTokenizer(GraphTokenizer):
         changed, alone = _bert_characters(tokenizer._tokenizer)
         self.changed = _table(changed, b"")
         self.pattern = f"([{_ranges(alone)}])".encode()
+        dropped = _dropped(tokenizer._tokenizer.normalizer)
+        self.dropped = f"[{_ranges(dropped)}]".encode() if dropped else None
 
     def encode_plain(self, texts):
+        if self.dropped:
+            texts = tf.strings.regex_replace(texts, self.dropped, "")
         characters = tf.strings.unicode_split(texts, "UTF-8")
         characters = tf.ragged.map_flat_values(self._normalized, characters)
         texts = tf.strings.regex_replace(tf.strings.reduce_join(characters, axis=1), self.pattern, rb" \1 ")
@@ -302,3 +306,12 @@ def _bert_characters(tokenizer) -> tuple[dict[bytes, bytes], list[str]]:
             changed[character.encode()] = normal.encode() or MARK
     alone = [c for c in sorted(seen) if not c.isspace() and len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 2]
     return changed, alone
+
+
+def _dropped(normalizer) -> list[str]:
+    """The characters beyond all letters that a normalizer drops: tags of flags, and what is for private use."""
+    dropped = []
+    for start in range(ASSIGNED, 0x110000, 0x10000):
+        plane = list(map(chr, range(start, start + 0x10000)))
+        dropped += sorted({*plane} - {*normalizer.normalize_str("".join(plane))})
+    return dropped
