@@ -45,12 +45,12 @@ class Draws:
         self.mu[slice(None) if rows is None else rows] = ops.convert_to_numpy(mu)
 
     def _said(self, asked):
-        if not any(request is not None and _has_penalties(request.sampler) for request in asked):
+        if not any(request is not None and has_penalties(request.sampler) for request in asked):
             return {"counts": self._zeros(len(asked), "int32"), "seen": self._zeros(len(asked), "bool")}
         counts = np.zeros((len(asked), self.vocabulary_size), "int32")
         seen = np.zeros((len(asked), self.vocabulary_size), "bool")
         for row, request in enumerate(asked):
-            if request is not None and _has_penalties(request.sampler):
+            if request is not None and has_penalties(request.sampler):
                 np.add.at(counts[row], request.new_tokens, 1)
                 seen[row, request.prompt] = True
         return {"counts": counts, "seen": seen}
@@ -79,7 +79,7 @@ def is_greedy(request: Request) -> bool:
 
 def depends_on_text(request: Request) -> bool:
     """Whether a choice depends on the tokens before it otherwise than through the model."""
-    return _has_penalties(request.sampler) or bool(request.constraints) or request.sampler.mirostat > 0
+    return has_penalties(request.sampler) or bool(request.constraints) or request.sampler.mirostat > 0
 
 
 def repeated(draw: dict, width: int) -> dict:
@@ -89,5 +89,6 @@ def repeated(draw: dict, width: int) -> dict:
     return rows | {"uniforms": draw["uniforms"].reshape(-1)}
 
 
-def _has_penalties(sampler: Sampler) -> bool:
+def has_penalties(sampler: Sampler) -> bool:
+    """Whether a token's logit depends on how often it was said."""
     return any(getattr(sampler, name) != getattr(Sampler, name) for name in PENALTIES)

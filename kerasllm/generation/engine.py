@@ -18,8 +18,9 @@ from kerasllm.generation.constraints import holds_for
 from kerasllm.generation.drafts import Drafts
 from kerasllm.generation.draws import Draws, is_greedy, repeated
 from kerasllm.generation.prefix_cache import PrefixCache
-from kerasllm.generation.programs import CHUNK, ends_of, programs_of
-from kerasllm.generation.requests import Request
+from kerasllm.generation.programs import CHUNK, NOT_A_NUMBER, ends_of, programs_of
+from kerasllm.generation.requests import NOT_NUMBERS, Request
+from kerasllm.generation.scoring import log_softmax, noted
 from kerasllm.generation.slots import SMALLEST_BUCKET, Slots, bucket
 
 CACHE_BYTES = 2**30  # of a derived number of slots
@@ -165,7 +166,7 @@ class Engine:
         for slot, request in list(self.running.items()):
             if request.finished:
                 del self.running[slot]
-                if self.prefix_cache is not None and not self.slots.source:
+                if self.prefix_cache is not None and not self.slots.source and request.error is None:
                     self.prefix_cache.keep(self.slots, slot, request.context)
 
     def _slide(self) -> None:
@@ -180,15 +181,17 @@ class Engine:
     def _take(self, slot: int, request: Request, tokens: Iterable[int]) -> None:
         """The tokens that came after what the slot held and was fed last."""
         for token in tokens:
+            if request.finished:
+                break
+            if token == NOT_A_NUMBER:
+                request.fail(ValueError(NOT_NUMBERS))
+                break
             self.slots.positions[slot] += 1
             self._last[slot] = token
             request.accept(int(token))
             if not request.finished and not request.slide and self.slots.positions[slot] >= self.limit:
                 request.finished = "length"
-            if request.finished:
-                return
-        if any(constraint.finished(request.new_tokens) for constraint in request.constraints):
-            request.finished = "stop"
+        request.settle()
 
     def _make_room(self, running, tokens: int) -> None:
         self.slots.make_room(1 + tokens + max(int(self.slots.positions[slot]) for slot in running))
@@ -266,7 +269,9 @@ class Engine:
             raw = ops.convert_to_numpy(logits)
             logits = raw.copy()
             for slot, request in running.items():
-                if request.logits_function is not None:
+                if np.isnan(raw[slot]).any():
+                    request.fail(ValueError(NOT_NUMBERS))
+                elif request.logits_function is not None:
                     logits[slot] = _applied(request, raw[slot])
         draw["uniforms"] = draw["uniforms"][:, 0]
         tokens, mu = programs.choose(logits, draw)
@@ -276,7 +281,9 @@ class Engine:
             if request.finished:
                 continue
             if request.top_log_probs is not None and int(tokens[slot]) not in request.stop_token_ids:
-                _note_log_probs(request, raw[slot], int(tokens[slot]))
+                log_prob, alternatives = noted(log_softmax(raw[slot]), int(tokens[slot]), request.top_log_probs)
+                request.log_probs.append(log_prob)
+                request.alternatives.append(alternatives)
             self._take(slot, request, tokens[slot : slot + 1])
 
     def _checked_step(self, running) -> None:
@@ -332,11 +339,3 @@ def checked_logits(changed, shape: tuple) -> np.ndarray:
             + ("NaN" if np.isnan(changed).any() else "no logit above -1e29")
         )
     return np.maximum(changed, -1e30)  # -inf would make NaN of what is multiplied by 0.
-
-
-def _note_log_probs(request: Request, logits: np.ndarray, token: int) -> None:
-    log_probs = logits - logits.max()
-    log_probs = log_probs - np.log(np.exp(log_probs).sum())
-    request.log_probs.append(float(log_probs[token]))
-    best = np.argsort(-log_probs, kind="stable")[: request.top_log_probs]
-    request.alternatives.append({int(i): float(log_probs[i]) for i in best})

@@ -15,6 +15,7 @@ from kerasllm.generation.compiled import compiled
 from kerasllm.generation.sampling import choose, greedy
 
 CHUNK = 32  # tokens a row that one call makes at most
+NOT_A_NUMBER = -1  # noted for a token whose logits are not numbers
 MAX_STOP_IDS = 4  # stop tokens a row that end a call early; further ones are noticed after it
 
 
@@ -150,8 +151,9 @@ class Programs:
         return self._head(hidden[:, 0]), cache
 
     def _greedy_step(self, tokens, positions, cache, source):
+        """The likeliest tokens, the first logit of each row, which tells whether they are numbers, and the cache."""
         logits, cache = self._step(tokens, positions, cache, source)
-        return greedy(logits), cache
+        return greedy(logits), logits[:, 0], cache
 
     def _make_greedy(self, cache, part, tokens, positions, source, ends):
         """Up to CHUNK tokens a row, each fed back; see `ends_of`.
@@ -163,8 +165,9 @@ class Programs:
         read, source, last = caches.read_part(cache, rows, columns), source_of(source, rows), columns.shape[0] - 1
 
         def body(step, tokens, positions, running, made, cache):
-            tokens, cache = self._greedy_step(tokens, positions, cache, source)
-            return step + 1, tokens, ops.minimum(positions + 1, last), *_note(made, step, running, tokens, ends), cache
+            tokens, first, cache = self._greedy_step(tokens, positions, cache, source)
+            running, made = _note(made, step, running, as_noted(tokens, first), ends)
+            return step + 1, tokens, ops.minimum(positions + 1, last), running, made, cache
 
         state = (*_start(tokens, positions, ends), caches.for_loop(read))
         step, *_, made, read = ops.while_loop(_goes_on(ends), body, state)
@@ -181,7 +184,7 @@ class Programs:
             uniforms = ops.take(draw["uniforms"], step, axis=1)
             tokens, mu = choose(logits, uniforms=uniforms, mu=mu, counts=counts, **constant)
             counts = counts + ops.one_hot(tokens, counts.shape[1], dtype=counts.dtype)
-            running, made = _note(made, step, running, tokens, ends)
+            running, made = _note(made, step, running, as_noted(tokens, logits[:, 0]), ends)
             return step + 1, tokens, ops.minimum(positions + 1, last), running, made, cache, mu, counts
 
         state = (*_start(tokens, positions, ends), caches.for_loop(read), draw["mu"], draw["counts"])
@@ -191,7 +194,7 @@ class Programs:
     def _verify(self, cache, token_ids, positions, source):
         """The likeliest token after each new one, (slots, width), and the cache."""
         logits, _, cache = self._logits(cache, token_ids, positions, source)
-        return ops.cast(ops.argmax(logits, axis=-1), "int32"), cache
+        return as_noted(ops.cast(ops.argmax(logits, axis=-1), "int32"), logits[..., 0]), cache
 
 
 def programs_of(model) -> Programs:
@@ -200,6 +203,15 @@ def programs_of(model) -> Programs:
     if programs is None or not programs.fits(model):
         programs = model._programs = Programs(model)
     return programs
+
+
+def as_noted(tokens, first):
+    """Tokens as they are noted: those whose first logit is not a number as `NOT_A_NUMBER`.
+
+    The head multiplies what may not be a number into all of a row's logits. One token's own row of the head, which makes
+    one logit of them, is not looked at: no step then costs more.
+    """
+    return ops.where(ops.isnan(first), NOT_A_NUMBER, tokens)
 
 
 def ends_of(slots: int, stop_ids: dict[int, frozenset], running: list[int], least: int, limit: int) -> dict:
@@ -249,7 +261,8 @@ def _note(made, step, running, tokens, ends):
 
 
 def _choose(logits, draw):
-    return choose(logits, **draw)
+    tokens, mu = choose(logits, **draw)
+    return as_noted(tokens, logits[:, 0]), mu
 
 
 def _before(lengths, width):

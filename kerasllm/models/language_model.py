@@ -35,13 +35,16 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
         cache_dtype: what keys and values are kept in while Keras makes tokens: "float32", "bfloat16", "float16" or
             "int8" (a scale a head and token, a quarter of the memory); as the model computes, when `None`. Engines of
             other libraries (`use_engine`) keep them in their own way.
+        generation_config: what generation_config.json says of how the model writes, a dict with transformers' names:
+            the defaults of `generate`; see `kerasllm.generation.defaults`.
     """
 
     cache_dtype: str | None = None
     predicts_tokens = True  # through the token embedding, or the head beside it
 
-    def __init__(self, config, tokenizer=None, **kwargs):
+    def __init__(self, config, tokenizer=None, generation_config=None, **kwargs):
         super().__init__(**kwargs)
+        self.generation_config = dict(generation_config or {})
         self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
         self.tokenizer = Tokenizer.from_config(tokenizer) if isinstance(tokenizer, dict) else tokenizer
         if tokenizer is not None and self.tokenizer.vocabulary_size > self.config.vocabulary_size:
@@ -406,6 +409,7 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
             **super().get_config(),
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer and self.tokenizer.get_config(),
+            "generation_config": dict(self.generation_config),
         }
 
     def save_to_preset(self, directory, max_shard_bytes: int = 5_000_000_000) -> None:
