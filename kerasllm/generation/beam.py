@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kerasllm.generation.requests import Request
+from kerasllm.generation.requests import NO_TOKEN_LEFT, Request
 from kerasllm.generation.scoring import log_softmax, noted
 from kerasllm.generation.search import FORBIDDEN, begun, fed, holds_string, scored
 
@@ -114,7 +114,7 @@ def beam_search(model, request: Request, beams: Beams, stop: Sequence[str] = ())
         logits, _ = fed(slots, last)
     answers = sorted((answer for group in groups for answer in group.finished), key=lambda a: -a.score)
     if not answers:
-        raise ValueError("No answer of a beam is one that the constraints allow. Received: " + _names(request))
+        raise ValueError(NO_TOKEN_LEFT)
     request.new_tokens, request.finished = answers[0].tokens, answers[0].ended_by
     return answers
 
@@ -177,10 +177,6 @@ class _Group:
                 return None
             answer.ended_by = "stop"
         return answer
-
-
-def _names(request: Request) -> str:
-    return ", ".join(type(constraint).__name__ for constraint in request.constraints)
 
 
 def check_whole(name: str, value, most: int) -> None:

@@ -6,10 +6,11 @@ from keras import ops
 from kerasllm.generation.beam import check_number, check_whole
 from kerasllm.generation.pieces import Pieces
 from kerasllm.generation.programs import programs_of
-from kerasllm.generation.requests import Request, check_numbers
+from kerasllm.generation.requests import NO_TOKEN_LEFT, Request, check_numbers
 from kerasllm.generation.scoring import log_softmax, noted
 from kerasllm.generation.search import FORBIDDEN, begun, fed, scored
 from kerasllm.generation.slots import SMALLEST_BUCKET, Slots, bucket
+from kerasllm.generation.weights import Weights
 
 MOST_TEXTS = 32  # that one `ContrastiveDecoding` follows at a time
 
@@ -41,7 +42,7 @@ def contrastive_search(model, request: Request, top_k: int, penalty_alpha: float
         candidates = np.argsort(-scores, kind="stable")[:top_k]
         candidates = candidates[scores[candidates] > FORBIDDEN]
         if not len(candidates):
-            raise ValueError("The constraints leave no token that may follow. Received: penalty_alpha with constraints")
+            raise ValueError(NO_TOKEN_LEFT)
         if slots.positions[0] >= limit:  # As in the engine, the last half is read again: this much and a candidate.
             slots.positions[:] = 0
             _, said = _read_whole(slots, request.context[-max(1, limit // 2 - 1) :])
@@ -110,6 +111,7 @@ class ContrastiveDecoding:
             raise ValueError("The weaker model must be a CausalLM. Received: a model with an encoder")
         self.amateur, self.alpha, self.beta = amateur, alpha, beta
         self._texts: list[tuple[list[int], Slots]] = []  # the latest last
+        self._weights = Weights(amateur)
 
     def __call__(self, logits: np.ndarray, tokens: list[int]) -> np.ndarray:
         expert = log_softmax(logits)
@@ -124,6 +126,8 @@ class ContrastiveDecoding:
     def _logits(self, tokens) -> np.ndarray:
         """The weaker model's logits after a text; of a text that goes on from a known one, only the rest is read."""
         programs = programs_of(self.amateur)
+        if self._weights.changed() or (self._texts and self._texts[-1][1].programs is not programs):
+            self._texts = []
         tokens = tokens[-programs.limit :]
         known, slots = next((text for text in reversed(self._texts) if tokens[: len(text[0])] == text[0]), ([], None))
         if slots is None:

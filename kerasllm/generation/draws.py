@@ -5,8 +5,8 @@ import numpy as np
 from keras import ops
 
 from kerasllm.generation.constraints import bias_of
-from kerasllm.generation.requests import Request
-from kerasllm.generation.sampling import COLD, PENALTIES, Sampler, settings_of
+from kerasllm.generation.requests import NO_TOKEN_LEFT, Request
+from kerasllm.generation.sampling import COLD, NEVER, PENALTIES, Sampler, settings_of
 
 
 class Draws:
@@ -63,6 +63,8 @@ class Draws:
             if request is not None and request.constraints:
                 arguments = request.prompt, request.new_tokens, self.vocabulary_size
                 bias[row] = bias_of(request.constraints, *arguments)
+                if not (bias[row] > NEVER / 2).any():
+                    request.fail(ValueError(NO_TOKEN_LEFT))
         return bias
 
     def _zeros(self, rows, dtype):

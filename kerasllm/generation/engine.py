@@ -22,6 +22,7 @@ from kerasllm.generation.programs import CHUNK, NOT_A_NUMBER, ends_of, programs_
 from kerasllm.generation.requests import NOT_NUMBERS, Request
 from kerasllm.generation.scoring import log_softmax, noted
 from kerasllm.generation.slots import SMALLEST_BUCKET, Slots, bucket
+from kerasllm.generation.weights import Weights
 
 CACHE_BYTES = 2**30  # of a derived number of slots
 MOST_SLOTS = 16
@@ -61,11 +62,9 @@ class Engine:
         prefix_cache: PrefixCache | None = None,
         room: int | None = None,
     ):
-        self.programs = programs_of(model)
-        self.limit = self.programs.limit
-        length = bucket(min(length or self.limit, self.limit), self.limit, SMALLEST_BUCKET)
-        self.slots = Slots(self.programs, slots, length, source_length=length, room=room)
-        self.elastic = room is not None
+        self.model, self.elastic = model, room is not None
+        self._sizes = slots, length, room
+        self._begin()
         self.prefix_cache, self.drafts = prefix_cache, drafts
         self.waiting: collections.deque[Request] = collections.deque()
         self.running: dict[int, Request] = {}
@@ -73,6 +72,15 @@ class Engine:
         self.draws = Draws(slots, model.config.vocabulary_size)
         if drafts is not None:
             drafts.start(self)
+
+    def _begin(self) -> None:
+        """Empty slots for the model as it is now."""
+        slots, length, room = self._sizes
+        self.programs = programs_of(self.model)
+        self.limit = self.programs.limit
+        length = bucket(min(length or self.limit, self.limit), self.limit, SMALLEST_BUCKET)
+        self.slots = Slots(self.programs, slots, length, source_length=length, room=room)
+        self._weights, self._state = Weights(self.model), self.model.adapter_state
 
     @classmethod
     def for_requests(cls, model, requests: Sequence[Request], slots: int | None = None, **options) -> "Engine":
@@ -118,6 +126,7 @@ class Engine:
             the requests that advanced or ended.
         """
         self._release()  # A stop string may have ended a request since.
+        self._follow_model()
         self._admit()
         running = dict(self.running)
         if not running:
@@ -132,6 +141,26 @@ class Engine:
         self._release()
         return list(running.values())
 
+    def _follow_model(self) -> None:
+        """Where the model is not what it was, what is held of running requests is read again."""
+        self.model.sync_weights()
+        same_programs = self.model._programs is self.programs
+        if same_programs and not self._weights.changed() and self._state == self.model.adapter_state:
+            return
+        held = {slot: self.text(slot)[:-1] for slot in self.running}
+        if not same_programs:
+            self._begin()
+        self._state = self.model.adapter_state
+        self.slots.positions[:] = 0
+        self.slots.read_sources({slot: request.source for slot, request in self.running.items()})
+        for slot, tokens in list(held.items()):
+            if len(tokens) >= self.slots.length:  # Prompts of an adapter have left less room.
+                self.running.pop(slot).finished = "length"
+                del held[slot]
+        self.slots.read(held)
+        if self.drafts is not None:
+            self.drafts.start(self)
+
     def _admit(self) -> None:
         free = [slot for slot in range(self.slots.size) if slot not in self.running]
         admitted = {}
@@ -141,6 +170,8 @@ class Engine:
             return
         if not self.running:
             self.slots.empty()
+        if self.prefix_cache is not None:
+            self.prefix_cache.follow(self.model)
         first, same = {}, {}  # Equal prompts are read once.
         for slot, request in admitted.items():
             key = (tuple(request.prompt), tuple(request.source or ()))

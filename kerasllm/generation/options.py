@@ -120,7 +120,9 @@ def _check(model, options, explicit: set) -> None:
     if isinstance(options.n, bool) or not isinstance(options.n, int) or not 1 <= options.n <= 1024:
         raise ValueError(f"`n` must be a whole number from 1 to 1024. Received: n={options.n!r}")
     if log_probs is not None and (
-        isinstance(log_probs, bool) or not isinstance(log_probs, numbers.Integral) or not 0 <= log_probs <= MOST_LOG_PROBS
+        isinstance(log_probs, bool)
+        or not isinstance(log_probs, numbers.Integral)
+        or not 0 <= log_probs <= MOST_LOG_PROBS
     ):
         raise ValueError(
             f"`log_probs` is how many alternatives to list, from 0 to {MOST_LOG_PROBS}, or None. "

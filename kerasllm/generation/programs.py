@@ -5,6 +5,7 @@ new ones before it. A prompt is many new tokens, a step of decoding is one, chec
 """
 
 import functools
+import threading
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from kerasllm.generation.sampling import choose, greedy
 CHUNK = 32  # tokens a row that one call makes at most
 NOT_A_NUMBER = -1  # noted for a token whose logits are not numbers
 MAX_STOP_IDS = 4  # stop tokens a row that end a call early; further ones are noticed after it
+_MAKING = threading.RLock()
 
 
 class Programs:
@@ -199,17 +201,17 @@ class Programs:
 
 def programs_of(model) -> Programs:
     """A model's programs: made once, and again only after it got other weights, such as those of an adapter."""
-    programs = getattr(model, "_programs", None)
-    if programs is None or not programs.fits(model):
-        programs = model._programs = Programs(model)
-    return programs
+    with _MAKING:  # Two threads may call `generate` for the first time.
+        if model._programs is None or not model._programs.fits(model):
+            model._programs = Programs(model)
+        return model._programs
 
 
 def as_noted(tokens, first):
     """Tokens as they are noted: those whose first logit is not a number as `NOT_A_NUMBER`.
 
-    The head multiplies what may not be a number into all of a row's logits. One token's own row of the head, which makes
-    one logit of them, is not looked at: no step then costs more.
+    A hidden state that is not a number makes all logits of its row so: one of them is looked at, which costs a step
+    nothing. One token's own weights in the head are not noticed.
     """
     return ops.where(ops.isnan(first), NOT_A_NUMBER, tokens)
 

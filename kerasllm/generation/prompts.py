@@ -8,7 +8,6 @@ import numpy as np
 
 from kerasllm.generation.defaults import token_ids
 
-
 WHAT_PROMPTS_ARE = "A prompt is a string or a list of token ids, and prompts are a list of these"
 
 
@@ -31,8 +30,8 @@ def check_eager() -> None:
         inside = "torch.compile"
     if inside:
         raise RuntimeError(
-            f"`generate` cannot run inside {inside}: it decides on each token in Python, and compiles its own steps. Call "
-            "it outside; a SavedModel (`export`) has `generate` as a graph."
+            f"`generate` cannot run inside {inside}: it looks at each token in Python, and compiles its own steps. "
+            "Call it outside; a SavedModel (`export`) has `generate` as a graph."
         )
 
 

@@ -8,9 +8,11 @@ import numpy as np
 from kerasllm.generation.sampling import Sampler
 
 NOT_NUMBERS = (
-    "The model's logits are not numbers (NaN): its weights are not, or what it computes is beyond its dtype. Load weights "
-    "from before training broke, or compute in bfloat16 or float32 where it is float16. Received: NaN"
+    "The model's logits are not numbers (NaN): its weights are not, or what it computes is beyond its dtype. Load "
+    "weights from before training broke, or compute in bfloat16 or float32 where it is float16. Received: NaN"
 )
+
+NO_TOKEN_LEFT = "What is forbidden leaves no token that may come next. Received: constraints that exclude each other"
 
 
 @dataclasses.dataclass(eq=False)

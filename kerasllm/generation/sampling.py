@@ -105,7 +105,9 @@ class Sampler:
         for name in ("frequency_penalty", "presence_penalty"):
             self._check(name, abs(getattr(self, name)) <= 100, "be in [-100, 100]; 0 is none")
         self._check("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "be in [0.01, 100]; 1 is none")
-        self._check("top_k", 0 <= self.top_k < 2**31 and int(self.top_k) == self.top_k, "be a whole number, or 0 for all")
+        self._check(
+            "top_k", 0 <= self.top_k < 2**31 and int(self.top_k) == self.top_k, "be a whole number, or 0 for all"
+        )
         self._check("seed", 0 <= self.seed < 2**63 and int(self.seed) == self.seed, "be a whole number in [0, 2**63)")
 
     def _check(self, name, holds, promise):
@@ -120,8 +122,8 @@ class Sampler:
 
         Args:
             sampler: a name of `SAMPLERS`, whose usual settings hold where none are given, or a `Sampler`.
-            temperature, top_k, top_p, seed, **settings: fields of `Sampler`; `None` is as if not given. A seed takes the
-                place of that of a `Sampler` object; the others must be part of it.
+            temperature, top_k, top_p, seed, **settings: fields of `Sampler`; `None` is as if not given. A seed takes
+                the place of that of a `Sampler` object; the others must be part of it.
 
         Raises:
             ValueError: an unknown name, or a setting out of range or of no meaning to the sampler.

@@ -73,4 +73,3 @@ def holds_string(tokenizer, prompt: list[int], strings: Sequence[str]) -> Callab
         return any(string in text.rstrip("\N{REPLACEMENT CHARACTER}") for string in strings)
 
     return holds
-

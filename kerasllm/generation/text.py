@@ -56,6 +56,7 @@ class Completion:
 def generate(model, prompts, max_new_tokens=None, **given):
     """See `CausalLM.generate`."""
     check_eager()
+    model.sync_weights()
     options = options_of(model, {"max_new_tokens": max_new_tokens, **given})
     batch, as_text, single = token_prompts(model, prompts)
     if options.stream and (not single or options.n > 1):
@@ -68,9 +69,7 @@ def generate(model, prompts, max_new_tokens=None, **given):
 
     def request(ids, asked, count):
         prompt = fit_prompt(model, [model.start_token_id] if has_encoder else ids)
-        limit, least = length_limits(
-            model, len(prompt), asked, options.min_new_tokens, slide=options.truncation
-        )
+        limit, least = length_limits(model, len(prompt), asked, options.min_new_tokens, slide=options.truncation)
         constraints = constraints_of(
             model.config.vocabulary_size,
             stop_token_ids,

@@ -2,18 +2,21 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 from keras import ops
 
 from kerasllm.files import written_aside
+from kerasllm.generation.prompts import stop_token_ids_of
 from kerasllm.interop import gpt2, llama
 from kerasllm.layers.positions import rotary_rates
 from kerasllm.layers.quantized import float_embeddings, float_head, float_kernel
 from kerasllm.models.causal_lm import CausalLM
 
 KINDS = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}  # our name → gguf's
+END_ROLES = ("eos", "eot", "eom")
 BLOCK = 32  # weights that share a scale in q8_0 and q4_0
 ACTIVATIONS = {"gpt2": "gelu_tanh", "llama": "silu"}  # the only ones that llama.cpp runs them with
 ATTENTION = {"query": "attn_q", "key": "attn_k", "value": "attn_v", "output_dense": "attn_output"}
@@ -51,7 +54,7 @@ def export_gguf(model, path, kind: str = "f16") -> None:
     with written_aside(path) as aside:
         writer = GGUFWriter(Path(aside), family)
         _write_config(writer, family, model.config)
-        _write_vocabulary(writer, model.tokenizer, model.config.vocabulary_size)
+        _write_vocabulary(writer, model.tokenizer, model.config.vocabulary_size, sorted(stop_token_ids_of(model, None)))
         for name, values in _tensors(model, family):
             values = np.ascontiguousarray(ops.convert_to_numpy(ops.cast(values, "float32")), "float32")
             its = "f32" if values.ndim == 1 or name == "position_embd.weight" else kind
@@ -97,7 +100,7 @@ def _write_config(writer, family: str, c) -> None:
     writer.add_rope_freq_base(c.rope_theta)
 
 
-def _write_vocabulary(writer, tokenizer, size: int) -> None:
+def _write_vocabulary(writer, tokenizer, size: int, ends: list[int]) -> None:
     description = json.loads(tokenizer.get_config()["tokenizer"]) if tokenizer is not None else {}
     if not description or tokenizer.kind != "bpe" or description["normalizer"] or _adds_space(description):
         writer.add_tokenizer_model("no_vocab")
@@ -118,12 +121,24 @@ def _write_vocabulary(writer, tokenizer, size: int) -> None:
     )
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
-    roles = {"bos": tokenizer.start_token_id, "eos": tokenizer.end_token_id, "pad": tokenizer.pad_token_id}
+    roles = {"bos": tokenizer.start_token_id, "pad": tokenizer.pad_token_id, **_end_roles(ends, tokenizer.end_token_id)}
     for role, token_id in roles.items():
         if token_id is not None:
             getattr(writer, f"add_{role}_token_id")(token_id)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _end_roles(ends: list[int], first: int | None) -> dict[str, int]:
+    """llama.cpp's names of the tokens that end an answer: of the text, of a turn and of a message; there are three."""
+    ends = sorted(ends, key=lambda token: token != first)
+    if len(ends) > len(END_ROLES):
+        warnings.warn(
+            f"A GGUF file has {len(END_ROLES)} tokens that end an answer: {ends[len(END_ROLES) :]} are left out, at "
+            "which llama.cpp will not stop.",
+            stacklevel=4,
+        )
+    return dict(zip(END_ROLES, ends))
 
 
 def _adds_space(description: dict) -> bool:

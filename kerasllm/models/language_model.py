@@ -40,6 +40,7 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
     """
 
     cache_dtype: str | None = None
+    _programs = None  # compiled functions that make tokens; see `kerasllm.generation.programs`
     predicts_tokens = True  # through the token embedding, or the head beside it
 
     def __init__(self, config, tokenizer=None, generation_config=None, **kwargs):
@@ -340,6 +341,11 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
             y_pred = y_pred[1]
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
+    def sync_weights(self) -> None:
+        """Makes the weights of this moment those of the variables: on JAX a running `fit` keeps them to itself."""
+        if keras.backend.backend() == "jax":
+            self.jax_state_sync()
+
     # Data of any kind ----------------------------------------------------------------------------------------
 
     def as_inputs(self, x) -> dict:
@@ -360,6 +366,7 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
 
     def trace(self, text) -> Trace:
         """Runs a text (or token ids) through the explicit attention path and returns a `Trace`."""
+        self.sync_weights()
         inputs = self.as_inputs([text])
         ids = [int(i) for i in inputs["token_ids"][0]]
         tokens = [self.tokenizer.id_to_token(i) if self.tokenizer else str(i) for i in ids]

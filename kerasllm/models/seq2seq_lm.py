@@ -137,6 +137,7 @@ class Seq2SeqLM(LanguageModel):
         Returns:
             a list of float32 arrays.
         """
+        self.sync_weights()
         x, y, weights = self._text_arrays(sources, targets)
         with no_gradient():
             hidden = self.transformer(training=False, **x)
@@ -154,6 +155,7 @@ class Seq2SeqLM(LanguageModel):
         Returns:
             a `Seq2SeqTrace`.
         """
+        self.sync_weights()
         if target is None:
             target = self.generate(source)
         source = self.encode_source(source) if isinstance(source, str) else list(source)
