@@ -5,9 +5,12 @@ from collections.abc import Iterator, Sequence
 
 from kerasllm.chat.messages import check_messages
 from kerasllm.chat.tokens import encode_prompt, stop_token_ids
+from kerasllm.generation.constraints import constraints_of
+from kerasllm.generation.defaults import constraint_settings, default_sampler
 from kerasllm.generation.engine import Engine
 from kerasllm.generation.pieces import REPLACEMENT, Pieces
 from kerasllm.generation.prefix_cache import PrefixCache
+from kerasllm.generation.prompts import stop_token_ids_of
 from kerasllm.generation.requests import Request
 from kerasllm.generation.sampling import Sampler
 from kerasllm.generation.text import streamed
@@ -33,9 +36,14 @@ def answers(model, conversations: Sequence[list[dict]], max_new_tokens: int = 10
     """
     tokenizer = tokenizer_of(model)
     prompts = [encode_prompt(tokenizer, messages) for messages in conversations]
-    options = {"stop_token_ids": stop_token_ids(tokenizer), "strip_prompt": True, **options}
+    options = {"stop_token_ids": chat_stops(model), "strip_prompt": True, **options}
     made = model.generate(prompts, max_new_tokens, **options)
     return [tokenizer.decode(ids).rstrip(REPLACEMENT) for ids in made]  # It may have ended in half a character.
+
+
+def chat_stops(model) -> frozenset[int]:
+    """Tokens at which an answer is over: the end of a turn, and what ends any text of the model."""
+    return stop_token_ids_of(model, None) | frozenset(stop_token_ids(tokenizer_of(model)))
 
 
 class Chat:
@@ -49,7 +57,7 @@ class Chat:
         system: the system message; none when left out.
         max_new_tokens: of an answer at the most, and so the room that is kept for it; a quarter of the model's
             context when that is less.
-        sampler: a `Sampler`; greedy when left out.
+        sampler: a `Sampler`; when left out, that of the model's generation_config.json, or greedy.
 
     Attributes:
         messages: the conversation so far.
@@ -75,14 +83,15 @@ class Chat:
         self.tokenizer = tokenizer_of(model)
         self.limit = model.config.max_sequence_length
         self.max_new_tokens = min(max_new_tokens, max(1, self.limit // 4))
-        self.sampler = sampler or Sampler(temperature=0.0)
-        self.stop_token_ids = frozenset(stop_token_ids(self.tokenizer))
+        self.sampler = sampler or default_sampler(model)
+        self.stop_token_ids = chat_stops(model)
         self.engine = Engine(model, slots=1, prefix_cache=PrefixCache())
         self._system = [] if system is None else check_messages([{"role": "system", "content": system}])
         self.reset()
 
     def reset(self) -> None:
         """Begins anew; the system message stays."""
+        self.engine.prefix_cache.clear()
         self.messages, self.dropped = list(self._system), 0
 
     def send(self, text: str) -> Iterator[str]:
@@ -97,7 +106,9 @@ class Chat:
         said = {"role": "user", "content": text}
         prompt, dropped = self._fit([*self.messages, said])
         sampler = dataclasses.replace(self.sampler, seed=self.sampler.seed + len(self.messages))
-        request = Request(prompt, self.max_new_tokens, sampler, self.stop_token_ids)
+        size = self.engine.model.config.vocabulary_size
+        constraints = constraints_of(size, self.stop_token_ids, **constraint_settings(self.engine.model))
+        request = Request(prompt, self.max_new_tokens, sampler, self.stop_token_ids, constraints=constraints)
         return self._answer(said, request, dropped)
 
     def _answer(self, said: dict, request: Request, dropped: int) -> Iterator[str]:

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from kerasllm.generation.programs import CHUNK, Programs
+from kerasllm.generation.programs import CHUNK, NOT_A_NUMBER, Programs
 
 
 class StepPrograms:
@@ -50,7 +50,8 @@ class StepPrograms:
         return logits, None, cache
 
     def verify(self, cache, token_ids, positions, source):
-        return self.logits(cache, token_ids, positions, source)[0].argmax(axis=-1).astype("int32"), cache
+        logits, _, cache = self.logits(cache, token_ids, positions, source)
+        return np.where(np.isnan(logits[..., 0]), NOT_A_NUMBER, logits.argmax(axis=-1)).astype("int32"), cache
 
     def make_greedy(self, cache, part, tokens, positions, source, ends):
         def likeliest(logits, count):
@@ -77,7 +78,8 @@ class StepPrograms:
         while count < ends["limit"] and running.sum() >= ends["least"]:
             # Slots that ended compute along elsewhere; here they are left out.
             logits, _, cache = self.logits(cache, np.asarray(tokens)[:, None], np.asarray(positions) + count, ())
-            tokens = made[:, count] = choose(logits[:, 0], count)
+            tokens = choose(logits[:, 0], count)
+            made[:, count] = np.where(np.isnan(logits[:, 0, 0]), NOT_A_NUMBER, tokens)
             running &= (tokens[:, None] != ends["stops"]).all(axis=1)
             count += 1
         return made, count, cache

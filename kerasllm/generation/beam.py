@@ -2,13 +2,13 @@
 
 import dataclasses
 import numbers
+from collections.abc import Sequence
 
 import numpy as np
-from keras import ops
 
-from kerasllm.generation.programs import programs_of
-from kerasllm.generation.requests import Request
-from kerasllm.generation.slots import SMALLEST_BUCKET, Slots, bucket
+from kerasllm.generation.requests import NO_TOKEN_LEFT, Request
+from kerasllm.generation.scoring import log_softmax, noted
+from kerasllm.generation.search import FORBIDDEN, begun, fed, holds_string, scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,11 @@ class Beams:
         num_beams: answers pursued; 1 is greedy search.
         length_penalty: an answer's score is its log-likelihood over its length to this power: 0 favours short
             answers, larger values long ones.
-        early_stopping: end when there are `num_beams` whole answers, though a better one might follow.
+        early_stopping: `True` ends when there are `num_beams` whole answers, though a better one might follow; `False`
+            when a better one is unlikely; "never" when there can be none.
         num_groups: the beams are this many groups, each of which searches for itself.
         diversity_penalty: taken from a token's score for each earlier group's beam that has just chosen it.
+        renormalize: makes probabilities of the scores again after constraints and penalties.
 
     Raises:
         ValueError: a setting is out of range.
@@ -32,9 +34,10 @@ class Beams:
 
     num_beams: int = 1
     length_penalty: float = 1.0
-    early_stopping: bool = False
+    early_stopping: bool | str = False
     num_groups: int = 1
     diversity_penalty: float = 0.0
+    renormalize: bool = False
 
     def __post_init__(self):
         check_whole("num_beams", self.num_beams, 1024)
@@ -51,9 +54,9 @@ class Beams:
                 "`diversity_penalty` is between groups, and there is one: set `num_groups`. "
                 f"Received: diversity_penalty={self.diversity_penalty}"
             )
-        if not isinstance(self.early_stopping, bool):
+        if self.early_stopping not in (True, False, "never"):
             raise ValueError(
-                f"`early_stopping` must be True or False. Received: early_stopping={self.early_stopping!r}"
+                f"`early_stopping` must be True, False or 'never'. Received: early_stopping={self.early_stopping!r}"
             )
 
 
@@ -65,39 +68,53 @@ class Answer:
         tokens: its token ids.
         score: log-likelihood; of a finished answer, over its length to the power of the penalty.
         ended_by: "stop", "length", or "" for a beginning.
+        noted: each token's log-probability and alternatives, if they are asked for.
     """
 
     tokens: list[int]
     score: float
     ended_by: str = ""
+    noted: list[tuple[float, dict[int, float]]] = dataclasses.field(default_factory=list)
 
 
-def beam_search(model, request: Request, beams: Beams) -> list[Answer]:
+def beam_search(model, request: Request, beams: Beams, stop: Sequence[str] = ()) -> list[Answer]:
     """The best answers to a request, best first; its `new_tokens` and `finished` are set to the very best.
 
     Each beam has a slot; after every step the slots are put in the order of the beams that live on.
+
+    Raises:
+        ValueError: the request's constraints leave no answer.
     """
-    limit = min(request.max_new_tokens, model.config.max_sequence_length - len(request.prompt))
+    room = model.config.max_sequence_length - len(request.prompt)
+    limit = request.max_new_tokens if request.slide else min(request.max_new_tokens, room)
     slots = begun(model, request, beams.num_beams)
     logits, _ = fed(slots, [request.prompt[-1]] * beams.num_beams)
     size = beams.num_beams // beams.num_groups
-    groups = [_Group(size, beams, request.stop_token_ids, limit) for _ in range(beams.num_groups)]
+    has_stop = holds_string(model.tokenizer, request.prompt, stop)
+    groups = [_Group(size, beams, request, limit, has_stop) for _ in range(beams.num_groups)]
     for length in range(1, limit + 1):
-        likelihoods, chosen = log_softmax(logits), np.zeros(logits.shape[-1], "float32")
+        chosen = np.zeros(logits.shape[-1], "float32")
         parents, last = np.zeros(beams.num_beams, "int32"), np.zeros(beams.num_beams, "int32")
+        texts = {}
         for number, group in enumerate(groups):
             if group.done:
                 continue
             first = number * size
-            rows = group.advance(likelihoods[first : first + size], beams.diversity_penalty * chosen, length)
-            for place, (parent, answer) in enumerate(zip(rows, group.running)):
-                parents[first + place], last[first + place] = first + parent, answer.tokens[-1]
+            rows = group.advance(logits[first : first + size], beams.diversity_penalty * chosen, length)
+            for row, (parent, answer) in enumerate(zip(rows, group.running), start=first):
+                parents[row], last[row] = first + parent, answer.tokens[-1]
+                texts[row] = request.prompt + answer.tokens
                 chosen[answer.tokens[-1]] += 1
         if all(group.done for group in groups):
             break
         slots.copy(dict(enumerate(parents)))
+        if slots.positions[0] >= slots.programs.limit:  # As in the engine, the last half is read again.
+            slots.positions[:] = 0
+            slots.read({row: text[-(slots.programs.limit // 2 or 1) : -1] for row, text in texts.items()})
         logits, _ = fed(slots, last)
     answers = sorted((answer for group in groups for answer in group.finished), key=lambda a: -a.score)
+    if not answers:
+        raise ValueError(NO_TOKEN_LEFT)
     request.new_tokens, request.finished = answers[0].tokens, answers[0].ended_by
     return answers
 
@@ -105,66 +122,61 @@ def beam_search(model, request: Request, beams: Beams) -> list[Answer]:
 class _Group:
     """Beams that compete with one another."""
 
-    def __init__(self, size, beams, stop_token_ids, limit):
-        self.size, self.beams, self.stops, self.limit = size, beams, stop_token_ids, limit
+    def __init__(self, size, beams, request, limit, has_stop):
+        self.size, self.beams, self.request, self.limit = size, beams, request, limit
+        self.has_stop, self.stops = has_stop, request.stop_token_ids
         self.running, self.finished, self.done = [Answer([], 0.0)], [], False
 
-    def advance(self, likelihoods, penalty, length) -> list[int]:
+    def advance(self, logits, penalty, length) -> list[int]:
         """Goes on by a token; returns the beam that each of the new ones came from."""
-        scores = likelihoods[: len(self.running)] + np.array([[a.score] for a in self.running], "float32")
-        ranked = np.argsort(-(scores - penalty), axis=None, kind="stable")
+        likelihoods = log_softmax(logits[: len(self.running)])
+        scores = np.stack([scored(self.request, row, a.tokens) for row, a in zip(likelihoods, self.running)])
+        if self.beams.renormalize:
+            scores = log_softmax(scores)
+        scores = scores + np.array([[a.score] for a in self.running], "float32") - penalty
+        ranked = np.argsort(-scores, axis=None, kind="stable")
         going_on, parents = [], []
-        for rank, place in enumerate(ranked[: max(2, 1 + len(self.stops)) * self.size]):
-            parent, token = (int(i) for i in np.unravel_index(place, scores.shape))
-            score = float(scores[parent, token]) - float(penalty[token])
-            answer = Answer([*self.running[parent].tokens, token], score)
-            if token in self.stops:
-                answer.tokens, answer.ended_by = answer.tokens[:-1], "stop"
-            elif length == self.limit:
+        for rank, index in enumerate(ranked[: max(2, 1 + len(self.stops)) * self.size]):
+            parent, token = (int(i) for i in np.unravel_index(index, scores.shape))
+            if scores[parent, token] < FORBIDDEN:
+                break
+            answer = self._longer(self.running[parent], token, float(scores[parent, token]), likelihoods[parent])
+            if answer is None:
+                continue
+            if not answer.ended_by and length == self.limit:
                 answer.ended_by = "length"
             if not answer.ended_by:
                 if len(going_on) < self.size:
                     going_on.append(answer)
                     parents.append(parent)
             elif rank < self.size:
-                # What ends below the best `size` candidates was only a reserve for those that go on.
+                # An answer that ends outside the best `size` candidates is dropped.
                 answer.score /= length**self.beams.length_penalty
                 self.finished.append(answer)
         self.finished = sorted(self.finished, key=lambda answer: -answer.score)[: self.size]
         full = len(self.finished) == self.size
-        self.done = not going_on or (full and self.beams.early_stopping)
+        self.done = not going_on or (full and self.beams.early_stopping is True)
         if full and not self.done:
-            self.done = going_on[0].score / length**self.beams.length_penalty <= self.finished[-1].score
+            never = self.beams.early_stopping == "never" and self.beams.length_penalty > 0
+            longest = self.limit if never else length
+            self.done = going_on[0].score / longest**self.beams.length_penalty <= self.finished[-1].score
         self.running = going_on
         return parents
 
-
-def begun(model, request: Request, size: int, read: bool = True) -> Slots:
-    """Slots that each hold the prompt but its last token, and the source."""
-    programs = programs_of(model)
-    needed = max(min(programs.limit, len(request.prompt) + request.max_new_tokens), len(request.source or ()))
-    length = bucket(needed, programs.limit, SMALLEST_BUCKET)
-    slots = Slots(programs, bucket(size, 1 << 30), length, source_length=length)
-    slots.read_sources({0: request.source})
-    if read:
-        slots.read({0: request.prompt[:-1]})
-        slots.copy(dict.fromkeys(range(slots.size), 0))
-    return slots
-
-
-def fed(slots: Slots, tokens) -> tuple[np.ndarray, np.ndarray]:
-    """Feeds a token to each slot; logits (slots, vocabulary) and hidden states (slots, 1, hidden_dim)."""
-    token_ids = np.zeros((slots.size, 1), "int32")
-    token_ids[: len(tokens), 0] = tokens
-    logits, hidden, slots.cache = slots.programs.logits(slots.cache, token_ids, slots.positions, slots.source)
-    slots.positions = slots.positions + 1
-    return ops.convert_to_numpy(logits)[:, 0], ops.convert_to_numpy(hidden)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities over the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    def _longer(self, before: Answer, token: int, score: float, likelihoods) -> Answer | None:
+        """An answer with one more token; `None` where its form then cannot be kept to."""
+        if token in self.stops:
+            return Answer(before.tokens, score, "stop", before.noted)
+        answer = Answer([*before.tokens, token], score, "", before.noted)
+        if self.request.top_log_probs is not None:
+            answer.noted = [*before.noted, noted(likelihoods, token, self.request.top_log_probs)]
+        if self.has_stop(answer.tokens):
+            answer.ended_by = "stop"
+        elif any(constraint.finished(answer.tokens) for constraint in self.request.constraints):
+            if not all(constraint.complete(answer.tokens) for constraint in self.request.constraints):
+                return None
+            answer.ended_by = "stop"
+        return answer
 
 
 def check_whole(name: str, value, most: int) -> None:

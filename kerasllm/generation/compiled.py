@@ -1,11 +1,14 @@
 """Functions of arrays as each backend runs them best, compiled once a shape, and counted."""
 
+import threading
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from kerasllm.graph_frames import short_frames
+
+_RECORDING = threading.Lock()  # PyTorch records in one thread at a time: it changes what all threads share.
 
 
 def compiled(model, function: Callable, donate: int | None = None) -> Callable:
@@ -94,7 +97,8 @@ def _torch(model, function, donate):
         flat = keras.tree.flatten(tensors)
         key = tuple((x.shape, x.dtype, x.device) for x in flat)
         if key not in graphs:
-            graphs[key] = TorchGraph(function, tensors)
+            with _RECORDING:
+                graphs[key] = graphs.get(key) or TorchGraph(function, tensors)
         return graphs[key], flat
 
     def bind(*arguments):

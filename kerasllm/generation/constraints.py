@@ -36,6 +36,10 @@ class Constraint:
         """Whether no token can follow, so that the answer ends here even without a stop token."""
         return False
 
+    def complete(self, tokens: Sequence[int]) -> bool:
+        """Whether the answer may end here."""
+        return True
+
 
 def bias_of(constraints, prompt, tokens, vocabulary_size: int) -> np.ndarray | None:
     """The bias of all of a request's constraints, float32 (vocabulary_size,); `None` if there are no constraints."""
@@ -59,6 +63,11 @@ def constraints_of(
     bad_words: Sequence[Sequence[int]] = (),
     min_new_tokens: int = 0,
     logit_bias: dict[int, float] | None = None,
+    suppress_tokens: Sequence[int] = (),
+    begin_suppress_tokens: Sequence[int] = (),
+    forced_bos_token_id: int | None = None,
+    forced_eos_token_id: int | Sequence[int] | None = None,
+    max_new_tokens: int | None = None,
 ) -> list[Constraint]:
     """The constraints that `generate`'s arguments mean; those left at their defaults make none.
 
@@ -69,6 +78,10 @@ def constraints_of(
         bad_words: see `BadWords`.
         min_new_tokens: see `MinNewTokens`.
         logit_bias: see `LogitBias`.
+        suppress_tokens: see `Suppress`.
+        begin_suppress_tokens: see `SuppressAtBegin`.
+        forced_bos_token_id: see `ForcedBegin`.
+        forced_eos_token_id: see `ForcedEnd`, for which `max_new_tokens` is needed.
 
     Raises:
         ValueError: a value of another kind, out of range, or an id outside the vocabulary.
@@ -88,6 +101,14 @@ def constraints_of(
         made.append(BadWords(bad_words))
     if min_new_tokens:
         made.append(MinNewTokens(min_new_tokens, stop_token_ids))
+    if forced_bos_token_id is not None:
+        made.append(ForcedBegin(forced_bos_token_id))
+    if forced_eos_token_id is not None:
+        made.append(ForcedEnd(forced_eos_token_id, max_new_tokens))
+    if len(suppress_tokens):
+        made.append(Suppress(suppress_tokens))
+    if len(begin_suppress_tokens):
+        made.append(SuppressAtBegin(begin_suppress_tokens, forced_bos_token_id is not None))
     for constraint in made:
         outside = [i for i in getattr(constraint, "token_ids", ()) if i >= vocabulary_size]
         if outside:
@@ -210,6 +231,95 @@ class MinNewTokens(Constraint):
 
     def holds_for(self, count):
         return self.count - count if count < self.count else FOREVER
+
+
+class ForcedBegin(Constraint):
+    """Lets only one token follow a prompt of one token: a decoder's start, which the language follows.
+
+    Args:
+        token: its id.
+    """
+
+    argument = "forced_bos_token_id"
+
+    def __init__(self, token: int):
+        self.token_ids = [_check_id(self.argument, token)]
+
+    def add_to(self, bias, prompt, tokens):
+        if len(prompt) == 1 and not len(tokens):
+            _force(bias, self.token_ids)
+
+    def holds_for(self, count):
+        return FOREVER if count else 1
+
+
+class ForcedEnd(Constraint):
+    """Lets only some tokens be the last of an answer that has become as long as it may.
+
+    Args:
+        tokens: an id, or several.
+        max_new_tokens: of the answer.
+    """
+
+    argument = "forced_eos_token_id"
+
+    def __init__(self, tokens: int | Sequence[int], max_new_tokens: int):
+        tokens = tokens if isinstance(tokens, list | tuple) else [tokens]
+        self.token_ids = [_check_id(self.argument, token) for token in tokens]
+        self.last = max_new_tokens - 1
+
+    def add_to(self, bias, prompt, tokens):
+        if len(tokens) == self.last:
+            _force(bias, self.token_ids)
+
+    def holds_for(self, count):
+        return self.last - count if count < self.last else 1
+
+
+class Suppress(Constraint):
+    """Forbids tokens.
+
+    Args:
+        token_ids: what is forbidden.
+    """
+
+    argument = "suppress_tokens"
+
+    def __init__(self, token_ids: Sequence[int]):
+        self.token_ids = [_check_id(self.argument, token) for token in token_ids]
+
+    def add_to(self, bias, prompt, tokens):
+        bias[self.token_ids] = NEVER
+
+    def holds_for(self, count):
+        return FOREVER
+
+
+class SuppressAtBegin(Suppress):
+    """Forbids tokens as the first of an answer, or as the second where the first one is forced.
+
+    Args:
+        token_ids: what is forbidden.
+        forced: whether there is a `ForcedBegin`.
+    """
+
+    argument = "begin_suppress_tokens"
+
+    def __init__(self, token_ids: Sequence[int], forced: bool):
+        super().__init__(token_ids)
+        self.forced = forced
+
+    def add_to(self, bias, prompt, tokens):
+        if len(tokens) == (self.forced and len(prompt) == 1):
+            super().add_to(bias, prompt, tokens)
+
+    def holds_for(self, count):
+        return FOREVER if count > self.forced else 1
+
+
+def _force(bias, token_ids) -> None:
+    bias[:] = NEVER
+    bias[token_ids] = 0
 
 
 def _whole(name, value) -> int:

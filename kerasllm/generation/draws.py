@@ -5,8 +5,8 @@ import numpy as np
 from keras import ops
 
 from kerasllm.generation.constraints import bias_of
-from kerasllm.generation.requests import Request
-from kerasllm.generation.sampling import COLD, PENALTIES, Sampler, settings_of
+from kerasllm.generation.requests import NO_TOKEN_LEFT, Request
+from kerasllm.generation.sampling import COLD, NEVER, PENALTIES, Sampler, settings_of
 
 
 class Draws:
@@ -45,12 +45,12 @@ class Draws:
         self.mu[slice(None) if rows is None else rows] = ops.convert_to_numpy(mu)
 
     def _said(self, asked):
-        if not any(request is not None and _has_penalties(request.sampler) for request in asked):
+        if not any(request is not None and has_penalties(request.sampler) for request in asked):
             return {"counts": self._zeros(len(asked), "int32"), "seen": self._zeros(len(asked), "bool")}
         counts = np.zeros((len(asked), self.vocabulary_size), "int32")
         seen = np.zeros((len(asked), self.vocabulary_size), "bool")
         for row, request in enumerate(asked):
-            if request is not None and _has_penalties(request.sampler):
+            if request is not None and has_penalties(request.sampler):
                 np.add.at(counts[row], request.new_tokens, 1)
                 seen[row, request.prompt] = True
         return {"counts": counts, "seen": seen}
@@ -63,6 +63,8 @@ class Draws:
             if request is not None and request.constraints:
                 arguments = request.prompt, request.new_tokens, self.vocabulary_size
                 bias[row] = bias_of(request.constraints, *arguments)
+                if not (bias[row] > NEVER / 2).any():
+                    request.fail(ValueError(NO_TOKEN_LEFT))
         return bias
 
     def _zeros(self, rows, dtype):
@@ -79,7 +81,7 @@ def is_greedy(request: Request) -> bool:
 
 def depends_on_text(request: Request) -> bool:
     """Whether a choice depends on the tokens before it otherwise than through the model."""
-    return _has_penalties(request.sampler) or bool(request.constraints) or request.sampler.mirostat > 0
+    return has_penalties(request.sampler) or bool(request.constraints) or request.sampler.mirostat > 0
 
 
 def repeated(draw: dict, width: int) -> dict:
@@ -89,5 +91,6 @@ def repeated(draw: dict, width: int) -> dict:
     return rows | {"uniforms": draw["uniforms"].reshape(-1)}
 
 
-def _has_penalties(sampler: Sampler) -> bool:
+def has_penalties(sampler: Sampler) -> bool:
+    """Whether a token's logit depends on how often it was said."""
     return any(getattr(sampler, name) != getattr(Sampler, name) for name in PENALTIES)

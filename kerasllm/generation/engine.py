@@ -18,9 +18,11 @@ from kerasllm.generation.constraints import holds_for
 from kerasllm.generation.drafts import Drafts
 from kerasllm.generation.draws import Draws, is_greedy, repeated
 from kerasllm.generation.prefix_cache import PrefixCache
-from kerasllm.generation.programs import CHUNK, ends_of, programs_of
-from kerasllm.generation.requests import Request
+from kerasllm.generation.programs import CHUNK, NOT_A_NUMBER, ends_of, programs_of
+from kerasllm.generation.requests import NOT_NUMBERS, Request
+from kerasllm.generation.scoring import log_softmax, noted
 from kerasllm.generation.slots import SMALLEST_BUCKET, Slots, bucket
+from kerasllm.generation.weights import Weights
 
 CACHE_BYTES = 2**30  # of a derived number of slots
 MOST_SLOTS = 16
@@ -60,11 +62,9 @@ class Engine:
         prefix_cache: PrefixCache | None = None,
         room: int | None = None,
     ):
-        self.programs = programs_of(model)
-        self.limit = self.programs.limit
-        length = bucket(min(length or self.limit, self.limit), self.limit, SMALLEST_BUCKET)
-        self.slots = Slots(self.programs, slots, length, source_length=length, room=room)
-        self.elastic = room is not None
+        self.model, self.elastic = model, room is not None
+        self._sizes = slots, length, room
+        self._begin()
         self.prefix_cache, self.drafts = prefix_cache, drafts
         self.waiting: collections.deque[Request] = collections.deque()
         self.running: dict[int, Request] = {}
@@ -72,6 +72,15 @@ class Engine:
         self.draws = Draws(slots, model.config.vocabulary_size)
         if drafts is not None:
             drafts.start(self)
+
+    def _begin(self) -> None:
+        """Empty slots for the model as it is now."""
+        slots, length, room = self._sizes
+        self.programs = programs_of(self.model)
+        self.limit = self.programs.limit
+        length = bucket(min(length or self.limit, self.limit), self.limit, SMALLEST_BUCKET)
+        self.slots = Slots(self.programs, slots, length, source_length=length, room=room)
+        self._weights, self._state = Weights(self.model), self.model.adapter_state
 
     @classmethod
     def for_requests(cls, model, requests: Sequence[Request], slots: int | None = None, **options) -> "Engine":
@@ -117,6 +126,7 @@ class Engine:
             the requests that advanced or ended.
         """
         self._release()  # A stop string may have ended a request since.
+        self._follow_model()
         self._admit()
         running = dict(self.running)
         if not running:
@@ -131,6 +141,26 @@ class Engine:
         self._release()
         return list(running.values())
 
+    def _follow_model(self) -> None:
+        """Where the model is not what it was, what is held of running requests is read again."""
+        self.model.sync_weights()
+        same_programs = self.model._programs is self.programs
+        if same_programs and not self._weights.changed() and self._state == self.model.adapter_state:
+            return
+        held = {slot: self.text(slot)[:-1] for slot in self.running}
+        if not same_programs:
+            self._begin()
+        self._state = self.model.adapter_state
+        self.slots.positions[:] = 0
+        self.slots.read_sources({slot: request.source for slot, request in self.running.items()})
+        for slot, tokens in list(held.items()):
+            if len(tokens) >= self.slots.length:  # Prompts of an adapter have left less room.
+                self.running.pop(slot).finished = "length"
+                del held[slot]
+        self.slots.read(held)
+        if self.drafts is not None:
+            self.drafts.start(self)
+
     def _admit(self) -> None:
         free = [slot for slot in range(self.slots.size) if slot not in self.running]
         admitted = {}
@@ -140,6 +170,8 @@ class Engine:
             return
         if not self.running:
             self.slots.empty()
+        if self.prefix_cache is not None:
+            self.prefix_cache.follow(self.model)
         first, same = {}, {}  # Equal prompts are read once.
         for slot, request in admitted.items():
             key = (tuple(request.prompt), tuple(request.source or ()))
@@ -165,7 +197,7 @@ class Engine:
         for slot, request in list(self.running.items()):
             if request.finished:
                 del self.running[slot]
-                if self.prefix_cache is not None and not self.slots.source:
+                if self.prefix_cache is not None and not self.slots.source and request.error is None:
                     self.prefix_cache.keep(self.slots, slot, request.context)
 
     def _slide(self) -> None:
@@ -180,15 +212,17 @@ class Engine:
     def _take(self, slot: int, request: Request, tokens: Iterable[int]) -> None:
         """The tokens that came after what the slot held and was fed last."""
         for token in tokens:
+            if request.finished:
+                break
+            if token == NOT_A_NUMBER:
+                request.fail(ValueError(NOT_NUMBERS))
+                break
             self.slots.positions[slot] += 1
             self._last[slot] = token
             request.accept(int(token))
             if not request.finished and not request.slide and self.slots.positions[slot] >= self.limit:
                 request.finished = "length"
-            if request.finished:
-                return
-        if any(constraint.finished(request.new_tokens) for constraint in request.constraints):
-            request.finished = "stop"
+        request.settle()
 
     def _make_room(self, running, tokens: int) -> None:
         self.slots.make_room(1 + tokens + max(int(self.slots.positions[slot]) for slot in running))
@@ -266,7 +300,9 @@ class Engine:
             raw = ops.convert_to_numpy(logits)
             logits = raw.copy()
             for slot, request in running.items():
-                if request.logits_function is not None:
+                if np.isnan(raw[slot]).any():
+                    request.fail(ValueError(NOT_NUMBERS))
+                elif request.logits_function is not None:
                     logits[slot] = _applied(request, raw[slot])
         draw["uniforms"] = draw["uniforms"][:, 0]
         tokens, mu = programs.choose(logits, draw)
@@ -276,7 +312,9 @@ class Engine:
             if request.finished:
                 continue
             if request.top_log_probs is not None and int(tokens[slot]) not in request.stop_token_ids:
-                _note_log_probs(request, raw[slot], int(tokens[slot]))
+                log_prob, alternatives = noted(log_softmax(raw[slot]), int(tokens[slot]), request.top_log_probs)
+                request.log_probs.append(log_prob)
+                request.alternatives.append(alternatives)
             self._take(slot, request, tokens[slot : slot + 1])
 
     def _checked_step(self, running) -> None:
@@ -332,11 +370,3 @@ def checked_logits(changed, shape: tuple) -> np.ndarray:
             + ("NaN" if np.isnan(changed).any() else "no logit above -1e29")
         )
     return np.maximum(changed, -1e30)  # -inf would make NaN of what is multiplied by 0.
-
-
-def _note_log_probs(request: Request, logits: np.ndarray, token: int) -> None:
-    log_probs = logits - logits.max()
-    log_probs = log_probs - np.log(np.exp(log_probs).sum())
-    request.log_probs.append(float(log_probs[token]))
-    best = np.argsort(-log_probs, kind="stable")[: request.top_log_probs]
-    request.alternatives.append({int(i): float(log_probs[i]) for i in best})

@@ -59,15 +59,15 @@ class Pieces:
             # Both ends of `new` are ends of characters: what comes is decoded after it alone.
             self.context, self.start, self.settled = new, self.read, self.text
             self.before = len(self.tokenizer.decode(new))
-        found = [self.text.find(string) for string in self.stop if string in self.text]
+        certain = self.text.rstrip(REPLACEMENT)  # What comes may make one character of it, and no stop string.
+        certain = self.text[: max(len(certain), self.sent)]
+        found = [certain.find(string) for string in self.stop if string in certain]
+        safe = len(certain)
         if found:
-            self.text, self.ended = self.text[: min(found)], True
+            safe = min(found)
+            self.text, self.ended = self.text[:safe], True
             self._end()
-        safe = len(self.text)
-        if not self.ended:
-            while safe > self.sent and self.text[safe - 1] == REPLACEMENT:
-                safe -= 1
-            certain = self.text[:safe]
+        else:
             safe = min([safe, *(safe - _overlap(certain, string) for string in self.stop)])
         piece = self.text[self.sent : safe]
         self.sent = max(self.sent, safe)

@@ -8,6 +8,7 @@ from keras import ops
 
 from kerasllm.generation.cache import PIECE
 from kerasllm.generation.slots import Slots
+from kerasllm.generation.weights import Weights
 
 BLOCK = 16  # tokens
 
@@ -15,11 +16,11 @@ BLOCK = 16  # tokens
 class PrefixCache:
     """Keys and values of whole blocks of tokens, each found by its own content and all that came before it.
 
-    Only for as long as the model's weights stay as they are: `clear()` after they changed.
+    All are forgotten when the model's weights have changed, and those of other active adapters are not found.
 
     Args:
         max_bytes: of what is kept; the blocks that were not used for longest go first.
-        name: of what changes the model's answers, such as its adapter; blocks of another name are not found.
+        name: of what else changes the model's answers; blocks of another name are not found.
 
     Attributes:
         hits, misses: tokens of prompts that were found, and those that had to be read.
@@ -42,6 +43,8 @@ class PrefixCache:
         self.hits = self.misses = 0
         self._blocks: collections.OrderedDict[bytes, list] = collections.OrderedDict()
         self.num_bytes = 0
+        self._weights: Weights | None = None
+        self._state: tuple = ()
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -50,6 +53,15 @@ class PrefixCache:
         """Forgets everything."""
         self._blocks.clear()
         self.num_bytes = 0
+
+    def follow(self, model) -> None:
+        """Forgets what was computed with other weights than the model has now."""
+        if self._weights is None or self._weights.model is not model:
+            self.clear()
+            self._weights = Weights(model)
+        if self._weights.changed(thorough=True):
+            self.clear()
+        self._state = model.adapter_state
 
     def restore(self, slots: Slots, slot: int, tokens: list[int]) -> int:
         """Puts the known beginning of `tokens` into an empty slot, and returns how many tokens that are."""
@@ -92,7 +104,7 @@ class PrefixCache:
             self.num_bytes -= _size(block)
 
     def _keys(self, tokens: list[int]) -> list[bytes]:
-        keys, key = [], self.name.encode()
+        keys, key = [], f"{self.name} {self._state}".encode()
         for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
             content = np.asarray(tokens[start : start + BLOCK], "int32").tobytes()
             key = hashlib.sha256(key + content).digest()

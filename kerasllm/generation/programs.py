@@ -5,6 +5,7 @@ new ones before it. A prompt is many new tokens, a step of decoding is one, chec
 """
 
 import functools
+import threading
 
 import keras
 import numpy as np
@@ -15,7 +16,9 @@ from kerasllm.generation.compiled import compiled
 from kerasllm.generation.sampling import choose, greedy
 
 CHUNK = 32  # tokens a row that one call makes at most
+NOT_A_NUMBER = -1  # noted for a token whose logits are not numbers
 MAX_STOP_IDS = 4  # stop tokens a row that end a call early; further ones are noticed after it
+_MAKING = threading.RLock()
 
 
 class Programs:
@@ -150,8 +153,9 @@ class Programs:
         return self._head(hidden[:, 0]), cache
 
     def _greedy_step(self, tokens, positions, cache, source):
+        """The likeliest tokens, the first logit of each row, which tells whether they are numbers, and the cache."""
         logits, cache = self._step(tokens, positions, cache, source)
-        return greedy(logits), cache
+        return greedy(logits), logits[:, 0], cache
 
     def _make_greedy(self, cache, part, tokens, positions, source, ends):
         """Up to CHUNK tokens a row, each fed back; see `ends_of`.
@@ -163,8 +167,9 @@ class Programs:
         read, source, last = caches.read_part(cache, rows, columns), source_of(source, rows), columns.shape[0] - 1
 
         def body(step, tokens, positions, running, made, cache):
-            tokens, cache = self._greedy_step(tokens, positions, cache, source)
-            return step + 1, tokens, ops.minimum(positions + 1, last), *_note(made, step, running, tokens, ends), cache
+            tokens, first, cache = self._greedy_step(tokens, positions, cache, source)
+            running, made = _note(made, step, running, as_noted(tokens, first), ends)
+            return step + 1, tokens, ops.minimum(positions + 1, last), running, made, cache
 
         state = (*_start(tokens, positions, ends), caches.for_loop(read))
         step, *_, made, read = ops.while_loop(_goes_on(ends), body, state)
@@ -181,7 +186,7 @@ class Programs:
             uniforms = ops.take(draw["uniforms"], step, axis=1)
             tokens, mu = choose(logits, uniforms=uniforms, mu=mu, counts=counts, **constant)
             counts = counts + ops.one_hot(tokens, counts.shape[1], dtype=counts.dtype)
-            running, made = _note(made, step, running, tokens, ends)
+            running, made = _note(made, step, running, as_noted(tokens, logits[:, 0]), ends)
             return step + 1, tokens, ops.minimum(positions + 1, last), running, made, cache, mu, counts
 
         state = (*_start(tokens, positions, ends), caches.for_loop(read), draw["mu"], draw["counts"])
@@ -191,15 +196,24 @@ class Programs:
     def _verify(self, cache, token_ids, positions, source):
         """The likeliest token after each new one, (slots, width), and the cache."""
         logits, _, cache = self._logits(cache, token_ids, positions, source)
-        return ops.cast(ops.argmax(logits, axis=-1), "int32"), cache
+        return as_noted(ops.cast(ops.argmax(logits, axis=-1), "int32"), logits[..., 0]), cache
 
 
 def programs_of(model) -> Programs:
     """A model's programs: made once, and again only after it got other weights, such as those of an adapter."""
-    programs = getattr(model, "_programs", None)
-    if programs is None or not programs.fits(model):
-        programs = model._programs = Programs(model)
-    return programs
+    with _MAKING:  # Two threads may call `generate` for the first time.
+        if model._programs is None or not model._programs.fits(model):
+            model._programs = Programs(model)
+        return model._programs
+
+
+def as_noted(tokens, first):
+    """Tokens as they are noted: those whose first logit is not a number as `NOT_A_NUMBER`.
+
+    A hidden state that is not a number makes all logits of its row so: one of them is looked at, which costs a step
+    nothing. One token's own weights in the head are not noticed.
+    """
+    return ops.where(ops.isnan(first), NOT_A_NUMBER, tokens)
 
 
 def ends_of(slots: int, stop_ids: dict[int, frozenset], running: list[int], least: int, limit: int) -> dict:
@@ -249,7 +263,8 @@ def _note(made, step, running, tokens, ends):
 
 
 def _choose(logits, draw):
-    return choose(logits, **draw)
+    tokens, mu = choose(logits, **draw)
+    return as_noted(tokens, logits[:, 0]), mu
 
 
 def _before(lengths, width):

@@ -1,34 +1,110 @@
 """What is generated from: texts or token ids, fitted to the model, and where answers stop."""
 
+import numbers
+import sys
+
+import keras
+import numpy as np
+
+from kerasllm.generation.defaults import token_ids
+
+WHAT_PROMPTS_ARE = "A prompt is a string or a list of token ids, and prompts are a list of these"
+
+
+def check_eager() -> None:
+    """Refuses to make tokens inside of a function that is being compiled: it decides on their values, token by token.
+
+    Raises:
+        RuntimeError: inside `jax.jit`, `tf.function`, `Dataset.map` or `torch.compile`.
+    """
+    backend, inside = keras.backend.backend(), None
+    if backend == "jax":
+        import jax
+
+        inside = None if jax.core.trace_state_clean() else "jax.jit or another transformation"
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        inside = None if tf.executing_eagerly() else "tf.function or Dataset.map"
+    elif "torch" in sys.modules and sys.modules["torch"].compiler.is_compiling():
+        inside = "torch.compile"
+    if inside:
+        raise RuntimeError(
+            f"`generate` cannot run inside {inside}: it looks at each token in Python, and compiles its own steps. "
+            "Call it outside; a SavedModel (`export`) has `generate` as a graph."
+        )
+
 
 def token_prompts(model, prompts):
-    """(list of token id lists, whether they came as text, whether there was only one)."""
-    if isinstance(prompts, str):
-        texts, single = [prompts], True
-    elif len(prompts) == 0:
+    """(list of token id lists, whether they came as text, whether there was only one).
+
+    Raises:
+        ValueError: anything but texts or token ids, none of them, or ids out of range.
+    """
+    texts = [prompts] if isinstance(prompts, str) else _as_list(prompts)
+    if not texts:
         raise ValueError("There is no prompt. Received: an empty list")
-    elif all(isinstance(p, str) for p in prompts):
-        texts, single = list(prompts), False
-    else:
-        single = not hasattr(prompts[0], "__len__")
-        batch = [prompts] if single else prompts
-        for ids in batch:
-            model.check_token_ids(ids)
-        return [[int(t) for t in ids] for ids in batch], False, single
-    if model.tokenizer is None:
-        raise ValueError("The model has no tokenizer, so prompts must be lists of token ids. Received: text")
-    if model.config.num_encoder_layers:
-        return [model.encode_source(text) for text in texts], True, single
-    return model.tokenizer.encode_texts(texts), True, single
+    if all(isinstance(text, str) for text in texts):
+        if model.tokenizer is None:
+            raise ValueError("The model has no tokenizer, so prompts must be lists of token ids. Received: text")
+        texts = [str(text) for text in texts]
+        encoder = model.config.num_encoder_layers > 0
+        rows = [model.encode_source(text) for text in texts] if encoder else model.tokenizer.encode_texts(texts)
+        return rows, True, isinstance(prompts, str)
+    if any(isinstance(text, str) for text in texts):
+        raise ValueError(f"{WHAT_PROMPTS_ARE}, all texts or all ids. Received: {_shown(prompts)}")
+    single = not any(_is_list(ids) for ids in texts)
+    batch = [texts] if single else [_as_list(ids) for ids in texts]
+    for ids in batch:
+        if any(_is_list(i) or isinstance(i, bool | str | bytes) or not hasattr(i, "__index__") for i in ids):
+            floats = all(isinstance(i, numbers.Real) for i in ids)
+            wanted = "Token ids must be integers" if floats else WHAT_PROMPTS_ARE
+            raise ValueError(f"{wanted}. Received: {_shown(prompts)}")
+        model.check_token_ids(ids)
+    return [[int(i) for i in ids] for ids in batch], False, single
+
+
+def _as_list(values) -> list:
+    """A list, tuple, array or tensor as a list."""
+    if hasattr(values, "shape") and not isinstance(values, keras.KerasTensor):
+        if len(values.shape) == 0 or "Symbolic" in type(values).__name__ or "Tracer" in type(values).__name__:
+            raise ValueError(f"{WHAT_PROMPTS_ARE}. Received: {_shown(values)}")
+        if not isinstance(values, np.ndarray):
+            values = keras.ops.convert_to_numpy(values)
+        return list(values)
+    if not isinstance(values, list | tuple):
+        remedy = " Make a list of it first: list(prompts)." if hasattr(values, "__iter__") else ""
+        raise ValueError(f"{WHAT_PROMPTS_ARE}.{remedy} Received: {_shown(values)}")
+    return list(values)
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, list | tuple) or bool(getattr(value, "shape", ()))
+
+
+def _shown(value) -> str:
+    return f"{type(value).__name__}, {str(value)[:60]}"
+
+
+def fit_prompt(model, ids: list[int]) -> list[int]:
+    """A prompt, or the token that a text begins with where it is empty.
+
+    Raises:
+        ValueError: there is no such token.
+    """
+    if ids:
+        return list(ids)
+    tokenizer = model.tokenizer
+    known = [*token_ids(model, "bos_token_id"), tokenizer and tokenizer.start_token_id, *stop_token_ids_of(model, None)]
+    known = [token for token in known if token is not None]
+    if not known:
+        raise ValueError("The prompt is empty. Give at least one token to begin with.")
+    return known[:1]  # The end token stands between documents: the model begins a new one.
 
 
 def fit_context(model, ids, max_new_tokens, truncation):
+    """A prompt that fits the model's context, together with its answer unless the context slides."""
     limit = model.config.max_sequence_length
-    if not ids:
-        end = model.tokenizer.end_token_id if model.tokenizer else None
-        if end is None:
-            raise ValueError("The prompt is empty. Give at least one token to begin with.")
-        return [end]  # The token between documents: the model begins a new one.
     if truncation:
         return ids[-(limit - 1) :] if len(ids) >= limit else list(ids)
     if len(ids) >= limit:
@@ -68,9 +144,10 @@ def stop_strings(model, stop):
 
 
 def stop_token_ids_of(model, ids) -> frozenset[int]:
+    """The tokens that end an answer: those given, or all of generation_config.json, or the tokenizer's end token."""
     if ids is None:
         end = model.tokenizer.end_token_id if model.tokenizer else None
-        return frozenset() if end is None else frozenset([end])
+        return frozenset(token_ids(model, "eos_token_id") or ([] if end is None else [end]))
     ids = list(ids) if hasattr(ids, "__iter__") else [ids]
     if ids:
         model.check_token_ids(ids)

@@ -3,7 +3,16 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from kerasllm.generation.sampling import Sampler
+
+NOT_NUMBERS = (
+    "The model's logits are not numbers (NaN): its weights are not, or what it computes is beyond its dtype. Load "
+    "weights from before training broke, or compute in bfloat16 or float32 where it is float16. Received: NaN"
+)
+
+NO_TOKEN_LEFT = "What is forbidden leaves no token that may come next. Received: constraints that exclude each other"
 
 
 @dataclasses.dataclass(eq=False)
@@ -62,5 +71,28 @@ class Request:
         if not self.remaining:
             self.finished = "length"
 
+    def settle(self) -> None:
+        """Ends the request where no token may follow, with an error if its answer may not end there."""
+        if not self.constraints or self.finished not in ("", "stop"):
+            return
+        over = self.finished or any(constraint.finished(self.new_tokens) for constraint in self.constraints)
+        if over and all(constraint.complete(self.new_tokens) for constraint in self.constraints):
+            self.finished = "stop"
+        elif over:
+            self.fail(
+                ValueError(
+                    "The answer cannot be completed in the form that was asked for: after "
+                    f"{len(self.new_tokens)} tokens, no token of the vocabulary that may follow keeps to it. "
+                    f"Received: an answer that begins with the token ids {self.new_tokens[:8]}"
+                )
+            )
+
     def fail(self, error: Exception) -> None:
+        """Ends the request with an error."""
         self.finished, self.error = "error", error
+
+
+def check_numbers(logits) -> None:
+    """Raises a ValueError if logits, a NumPy array, are not numbers."""
+    if np.isnan(logits).any():
+        raise ValueError(NOT_NUMBERS)

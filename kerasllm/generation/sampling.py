@@ -105,7 +105,9 @@ class Sampler:
         for name in ("frequency_penalty", "presence_penalty"):
             self._check(name, abs(getattr(self, name)) <= 100, "be in [-100, 100]; 0 is none")
         self._check("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "be in [0.01, 100]; 1 is none")
-        self._check("top_k", 0 <= self.top_k < 2**31 and int(self.top_k) == self.top_k, "be a whole number, at least 1")
+        self._check(
+            "top_k", 0 <= self.top_k < 2**31 and int(self.top_k) == self.top_k, "be a whole number, or 0 for all"
+        )
         self._check("seed", 0 <= self.seed < 2**63 and int(self.seed) == self.seed, "be a whole number in [0, 2**63)")
 
     def _check(self, name, holds, promise):
@@ -114,13 +116,14 @@ class Sampler:
 
     @classmethod
     def from_arguments(
-        cls, sampler="greedy", temperature=None, top_k=None, top_p=None, seed=0, **settings
+        cls, sampler="greedy", temperature=None, top_k=None, top_p=None, seed=None, **settings
     ) -> "Sampler":
         """The sampler that `generate(sampler="top_p", ...)` means.
 
         Args:
             sampler: a name of `SAMPLERS`, whose usual settings hold where none are given, or a `Sampler`.
-            temperature, top_k, top_p, seed, **settings: fields of `Sampler`; `None` is as if not given.
+            temperature, top_k, top_p, seed, **settings: fields of `Sampler`; `None` is as if not given. A seed takes
+                the place of that of a `Sampler` object; the others must be part of it.
 
         Raises:
             ValueError: an unknown name, or a setting out of range or of no meaning to the sampler.
@@ -133,7 +136,7 @@ class Sampler:
                     f"Settings are part of a Sampler object, not beside it. Received: {given}. "
                     "Use dataclasses.replace(sampler, ...) or a sampler's name."
                 )
-            return sampler
+            return sampler if seed is None else dataclasses.replace(sampler, seed=seed)
         if sampler not in tuple(SAMPLERS):
             raise ValueError(f"`sampler` must be one of {tuple(SAMPLERS)} or a Sampler. Received: {sampler!r}")
         if sampler == "greedy":
@@ -144,9 +147,7 @@ class Sampler:
                     "Use sampler='temperature', 'top_k' or 'top_p'."
                 )
             given = {name: value for name, value in given.items() if name in PENALTIES}
-        if isinstance(top_k, numbers.Real) and top_k < 1 and sampler != "greedy":
-            raise ValueError(f"`top_k` must be a whole number, at least 1. Received: top_k={top_k}")
-        return cls(**{**SAMPLERS[sampler], **given}, seed=seed)
+        return cls(**{**SAMPLERS[sampler], **given}, seed=0 if seed is None else seed)
 
     def uniforms(self, start: int, count: int) -> np.ndarray:
         """The numbers in [0, 1) that decide the request's tokens from `start` on, float32 (count,)."""

@@ -42,3 +42,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities of logits, over the last axis."""
     logits = logits - logits.max(axis=-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def noted(log_probs: np.ndarray, token: int, top: int) -> tuple[float, dict[int, float]]:
+    """The log-probability of a token, of (vocabulary,), and the `top` likeliest ones in its place."""
+    best = np.argsort(-log_probs, kind="stable")[:top]
+    return float(log_probs[token]), {int(i): float(log_probs[i]) for i in best}

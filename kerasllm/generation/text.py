@@ -6,21 +6,29 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kerasllm.generation.beam import Beams, beam_search
+from kerasllm.generation.beam import beam_search
 from kerasllm.generation.constraints import constraints_of
 from kerasllm.generation.contrastive import contrastive_search
+from kerasllm.generation.defaults import length_limits
 from kerasllm.generation.drafts import Drafts
 from kerasllm.generation.engine import Engine, checked_logits
+from kerasllm.generation.options import options_of
 from kerasllm.generation.pieces import Pieces
 from kerasllm.generation.programs import CHUNK
-from kerasllm.generation.prompts import fit_context, fit_source, stop_strings, stop_token_ids_of, token_prompts
+from kerasllm.generation.prompts import (
+    check_eager,
+    fit_context,
+    fit_prompt,
+    fit_source,
+    stop_strings,
+    stop_token_ids_of,
+    token_prompts,
+)
 from kerasllm.generation.requests import Request
-from kerasllm.generation.sampling import Sampler
 from kerasllm.generation.structured import Grammar
 from kerasllm.models.inputs import tokenizer_of
 
-SECONDS_A_PIECE = 0.03  # A stream is not faster than an eye.
-MOST_LOG_PROBS = 100
+SECONDS_A_PIECE = 0.03  # About 30 pieces a second: more cannot be read.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,127 +53,80 @@ class Completion:
     accepted: int = 0
 
 
-def generate(
-    model,
-    prompts,
-    max_new_tokens=100,
-    sampler="greedy",
-    seed=0,
-    stop=None,
-    stop_token_ids=None,
-    truncation=False,
-    strip_prompt=False,
-    stream=False,
-    n=1,
-    details=False,
-    log_probs=None,
-    slots=None,
-    draft=None,
-    num_draft_tokens=4,
-    num_beams=1,
-    length_penalty=1.0,
-    early_stopping=False,
-    num_beam_groups=1,
-    diversity_penalty=0.0,
-    penalty_alpha=None,
-    no_repeat_ngram_size=0,
-    bad_words=(),
-    min_new_tokens=0,
-    logit_bias=None,
-    regex=None,
-    json_schema=None,
-    choice=None,
-    **settings,
-):
+def generate(model, prompts, max_new_tokens=None, **given):
     """See `CausalLM.generate`."""
-    beams = Beams(num_beams, length_penalty, early_stopping, num_beam_groups, diversity_penalty)
-    function = sampler if callable(sampler) and not isinstance(sampler, Sampler) else None
-    if penalty_alpha is not None:
-        searched_by, settings = {"top_k": settings.pop("top_k", 4), "penalty_alpha": penalty_alpha}, settings
-    sampler = Sampler.from_arguments("temperature" if function else sampler, seed=seed, **settings)
+    check_eager()
+    model.sync_weights()
+    options = options_of(model, {"max_new_tokens": max_new_tokens, **given})
     batch, as_text, single = token_prompts(model, prompts)
-    stop = stop_strings(model, stop)
-    _check(model, sampler, function, n, log_probs, beams, penalty_alpha, stream, draft, single, len(batch))
-    limits = _limits(max_new_tokens, len(batch), single)
-    stop_token_ids = stop_token_ids_of(model, stop_token_ids)
-    has_encoder = model.config.num_encoder_layers > 0
-    form = {"regex": regex, "json_schema": json_schema, "choice": choice}
-    grammar = None
-    if any(value is not None for value in form.values()):
-        grammar = Grammar(tokenizer_of(model), **form)
+    if options.stream and (not single or options.n > 1):
+        raise ValueError(
+            f"`stream=True` takes one prompt, for one answer. Received: {len(batch)} prompts, n={options.n}"
+        )
+    stop, stop_token_ids = stop_strings(model, options.stop), stop_token_ids_of(model, options.stop_token_ids)
+    has_encoder, grammar = model.config.num_encoder_layers > 0, _grammar(model, options)
+    bad_words = _words(model, options.bad_words)
 
-    def constraints():
-        size, words = model.config.vocabulary_size, _words(model, bad_words)
-        made = constraints_of(size, stop_token_ids, no_repeat_ngram_size, words, min_new_tokens, logit_bias)
-        return made if grammar is None else [*made, grammar.constraint(stop_token_ids)]
-
-    def request(ids, limit, count):
-        return Request(
-            fit_context(model, [model.start_token_id] if has_encoder else ids, limit, truncation),
-            limit,
-            dataclasses.replace(sampler, seed=sampler.seed + count),
+    def request(ids, asked, count):
+        prompt = fit_prompt(model, [model.start_token_id] if has_encoder else ids)
+        limit, least = length_limits(model, len(prompt), asked, options.min_new_tokens, slide=options.truncation)
+        constraints = constraints_of(
+            model.config.vocabulary_size,
             stop_token_ids,
-            slide=truncation,
-            source=fit_source(model, ids, truncation) if has_encoder else None,
-            constraints=constraints(),
-            logits_function=function,
-            top_log_probs=log_probs,
+            options.no_repeat_ngram_size,
+            bad_words,
+            least,
+            options.logit_bias,
+            options.suppress_tokens,
+            options.begin_suppress_tokens,
+            options.forced_bos_token_id,
+            options.forced_eos_token_id,
+            limit,
+        )
+        return Request(
+            fit_context(model, prompt, limit, options.truncation),
+            limit,
+            dataclasses.replace(options.sampler, seed=options.sampler.seed + count),
+            stop_token_ids,
+            slide=options.truncation,
+            source=fit_source(model, ids, options.truncation) if has_encoder else None,
+            constraints=constraints if grammar is None else [*constraints, grammar.constraint(stop_token_ids)],
+            logits_function=options.function,
+            top_log_probs=options.log_probs,
         )
 
-    searching = num_beams > 1 or penalty_alpha is not None
-    copies = 1 if searching else n
-    requests = [request(ids, limit, count) for ids, limit in zip(batch, limits) for count in range(copies)]
-    if function is not None:
-        _try(function, model.config.vocabulary_size)
+    limits = _limits(options.max_new_tokens, len(batch))
+    searching = options.num_beams > 1 or options.penalty_alpha is not None
+    copies = range(1 if searching else options.n)
+    requests = [request(ids, limit, count) for ids, limit in zip(batch, limits) for count in copies]
+    if options.function is not None:
+        _try(options.function, model.config.vocabulary_size)
     if searching:
-        completions = []
-        for one in requests:
-            completions += _searched(model, one, beams, n, searched_by if penalty_alpha is not None else None, as_text)
+        completions = [answer for one in requests for answer in _searched(model, one, options, stop, as_text)]
     else:
-        options = {} if draft is None else {"drafts": Drafts(None if draft == "lookup" else draft, num_draft_tokens)}
-        engine = Engine.for_requests(model, requests, slots, **options)
-        decoders = [Pieces(model.tokenizer, one, stop) for one in requests] if as_text else []
-        if stream:
-            return streamed(engine, requests[0], decoders[0] if as_text else None, details)
+        drafts = None
+        if options.draft is not None:
+            drafts = Drafts(None if options.draft == "lookup" else options.draft, options.num_draft_tokens)
+        engine = Engine.for_requests(model, requests, options.slots, drafts=drafts)
+        decoders = [Pieces(model.tokenizer, one, stop) for one in requests] if as_text or stop else []
+        if options.stream:
+            return streamed(engine, requests[0], decoders[0] if decoders else None, options.details, as_text)
         _run(engine, requests, decoders if stop else [])
         completions = [_completion(one, decoders[i].finish() if as_text else None) for i, one in enumerate(requests)]
     answers = []
     for i, ids in enumerate(batch):
-        before = "" if strip_prompt or has_encoder else prompts if single else prompts[i]
-        before = before if as_text else [] if strip_prompt or has_encoder else list(ids)
-        several = completions[i * n : (i + 1) * n]
-        if not details:
+        before = "" if options.strip_prompt or has_encoder else prompts if single else prompts[i]
+        before = before if as_text else [] if options.strip_prompt or has_encoder else list(ids)
+        several = completions[i * options.n : (i + 1) * options.n]
+        if not options.details:
             several = [before + (c.text if as_text else c.token_ids) for c in several]
-        answers.append(several[0] if n == 1 else several)
+        answers.append(several[0] if options.n == 1 else several)
     return answers[0] if single else answers
 
 
-def _check(model, sampler, function, n, log_probs, beams, penalty_alpha, stream, draft, single, size) -> None:
-    if sampler.top_k > model.config.vocabulary_size:
-        raise ValueError(
-            f"`top_k` is larger than the vocabulary of {model.config.vocabulary_size}. Received: top_k={sampler.top_k}"
-        )
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 1024:
-        raise ValueError(f"`n` must be a whole number from 1 to 1024. Received: n={n!r}")
-    if log_probs is not None and (
-        isinstance(log_probs, bool) or not isinstance(log_probs, int) or not 0 <= log_probs <= MOST_LOG_PROBS
-    ):
-        raise ValueError(
-            f"`log_probs` is how many alternatives to list, from 0 to {MOST_LOG_PROBS}, or None. "
-            f"Received: log_probs={log_probs!r}"
-        )
-    searching = beams.num_beams > 1 or penalty_alpha is not None
-    if searching and (sampler.temperature > 0 or stream or function is not None or draft is not None):
-        raise ValueError(
-            "Beam search and contrastive search are neither sampled nor streamed, and not drafted: "
-            "use sampler='greedy' alone."
-        )
-    if beams.num_beams > 1 and n > beams.num_beams:
-        raise ValueError(f"A search with {beams.num_beams} beams has as many answers. Received: n={n}")
-    if stream and (not single or n > 1):
-        raise ValueError(f"`stream=True` takes one prompt, for one answer. Received: {size} prompts, n={n}")
-    if draft is not None and draft != "lookup" and not hasattr(draft, "transformer"):
-        raise ValueError(f"`draft` must be a CausalLM or 'lookup'. Received: draft={draft!r}")
+def _grammar(model, options) -> Grammar | None:
+    form = {"regex": options.regex, "json_schema": options.json_schema, "choice": options.choice}
+    return Grammar(tokenizer_of(model), **form) if any(value is not None for value in form.values()) else None
 
 
 def _words(model, words) -> list:
@@ -176,10 +137,10 @@ def _words(model, words) -> list:
     return [ids for spellings in spelled for ids in spellings]
 
 
-def _limits(max_new_tokens, size, single) -> list[int]:
+def _limits(max_new_tokens, size) -> list[int | None]:
     limits = max_new_tokens if isinstance(max_new_tokens, list | tuple) else [max_new_tokens] * size
     for limit in limits:
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise ValueError(f"`max_new_tokens` must be a whole number above 0. Received: {max_new_tokens!r}")
     if len(limits) != size:
         raise ValueError(f"There must be one of `max_new_tokens` a prompt. Received: {len(limits)} for {size} prompts")
@@ -205,17 +166,25 @@ def _run(engine, requests, decoders) -> None:
             raise request.error
 
 
-def _searched(model, request, beams, n, contrastive, as_text) -> list[Completion]:
-    if contrastive is not None:
-        contrastive_search(model, request, **contrastive)
-        answers = [(request.new_tokens, request.finished)] * n
+def _searched(model, request, options, stop, as_text) -> list[Completion]:
+    """The answers of a search, as many as are asked for."""
+    if options.penalty_alpha is not None:
+        pieces = Pieces(model.tokenizer, request, stop) if stop else None
+        contrastive_search(model, request, options.candidates, options.penalty_alpha, pieces)
+        answers = [request]
     else:
-        answers = [(a.tokens, a.ended_by) for a in beam_search(model, request, beams)[:n]]
-    completions = []
-    for tokens, reason in answers:
-        whole = dataclasses.replace(request, new_tokens=tokens, finished=reason)
-        completions.append(_completion(whole, Pieces(model.tokenizer, whole).finish() if as_text else None))
-    return completions
+        answers = [
+            dataclasses.replace(
+                request,
+                new_tokens=answer.tokens,
+                finished=answer.ended_by,
+                log_probs=[log_prob for log_prob, _ in answer.noted],
+                alternatives=[alternatives for _, alternatives in answer.noted],
+            )
+            for answer in beam_search(model, request, options.beams, stop)[: options.n]
+        ]
+    texts = [Pieces(model.tokenizer, one, stop).finish() if as_text else None for one in answers]
+    return [_completion(one, text) for one, text in zip(answers, texts)]
 
 
 def _completion(request, text) -> Completion:
@@ -230,8 +199,16 @@ def _completion(request, text) -> Completion:
     )
 
 
-def streamed(engine, request, pieces, details=False) -> Iterator:
-    """Submits a request, and yields its answer in pieces as they are made; see `CausalLM.generate`."""
+def streamed(engine, request, pieces, details=False, as_text=True) -> Iterator:
+    """Submits a request, and yields its answer in pieces as they are made; see `CausalLM.generate`.
+
+    Args:
+        engine: that runs it.
+        request: what is submitted.
+        pieces: of the request; `None` for one whose text is of no interest.
+        details: whether to yield `Completion` objects.
+        as_text: whether to yield text, or token ids, which `pieces` then only end at a stop string.
+    """
     engine.submit(request)
     sent, most = 0, 1
     try:
@@ -244,9 +221,9 @@ def streamed(engine, request, pieces, details=False) -> Iterator:
                 raise request.error
             texts = pieces.each() if pieces else [None] * (len(request.new_tokens) - sent)
             for text in texts:
-                yield from _piece(request, sent, sent + 1, text, details)
+                yield from _piece(request, sent, sent + 1, text if as_text else None, details)
                 sent += 1
-        rest = pieces.rest() if pieces else None
+        rest = pieces.rest() if pieces and as_text else None
         if rest or details:
             yield from _piece(request, sent, sent, rest, details, request.finished)
     finally:

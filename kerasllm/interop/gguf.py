@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm.files import written_aside
+from kerasllm.generation.prompts import stop_token_ids_of
 from kerasllm.interop import gpt2, llama
 from kerasllm.interop.gguf_vocabulary import write_vocabulary
 from kerasllm.layers.positions import rotary_rates
@@ -53,7 +54,8 @@ def export_gguf(model, path, kind: str = "f16", vocabulary: bool = True) -> None
     with written_aside(path) as aside:
         writer = GGUFWriter(Path(aside), family)
         _write_config(writer, family, model.config)
-        write_vocabulary(writer, model.tokenizer if vocabulary else None, model.config.vocabulary_size)
+        ends = sorted(stop_token_ids_of(model, None))
+        write_vocabulary(writer, model.tokenizer if vocabulary else None, model.config.vocabulary_size, ends)
         for name, values in _tensors(model, family):
             values = np.ascontiguousarray(ops.convert_to_numpy(ops.cast(values, "float32")), "float32")
             its = "f32" if values.ndim == 1 or name == "position_embd.weight" else kind

@@ -9,6 +9,7 @@ from kerasllm.tokenizers import byte_alphabet
 
 LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+END_ROLES = ("eos", "eot", "eom")
 PLAIN_BPE = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")  # must be empty
 PREFIX, SPACES = {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 
@@ -29,13 +30,14 @@ PRE = (
 )
 
 
-def write_vocabulary(writer, tokenizer, size: int) -> None:
+def write_vocabulary(writer, tokenizer, size: int, ends: list[int]) -> None:
     """Writes a tokenizer, or that there is none, with a warning that says why.
 
     Args:
         writer: a `gguf.GGUFWriter`.
         tokenizer: a `Tokenizer` or `None`.
         size: rows that the model has; a tokenizer may have fewer.
+        ends: the tokens that end an answer.
     """
     if tokenizer is None:
         writer.add_tokenizer_model("no_vocab")
@@ -79,12 +81,24 @@ def write_vocabulary(writer, tokenizer, size: int) -> None:
     writer.add_token_types(kinds + [TokenType.UNUSED] * len(unused))
     writer.add_add_bos_token(bool(tokenizer.text_start_ids))
     writer.add_add_eos_token(False)
-    roles = {"bos": tokenizer.start_token_id, "eos": tokenizer.end_token_id, "pad": tokenizer.pad_token_id}
+    roles = {"bos": tokenizer.start_token_id, "pad": tokenizer.pad_token_id, **_end_roles(ends, tokenizer.end_token_id)}
     for role, token_id in roles.items():
         if token_id is not None:
             getattr(writer, f"add_{role}_token_id")(token_id)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _end_roles(ends: list[int], first: int | None) -> dict[str, int]:
+    """llama.cpp's names of the tokens that end an answer: of the text, of a turn and of a message; there are three."""
+    ends = sorted(ends, key=lambda token: token != first)
+    if len(ends) > len(END_ROLES):
+        warnings.warn(
+            f"A GGUF file has {len(END_ROLES)} tokens that end an answer: {ends[len(END_ROLES) :]} are left out, at "
+            "which llama.cpp will not stop.",
+            stacklevel=4,
+        )
+    return dict(zip(END_ROLES, ends))
 
 
 def _kind(description: dict) -> str:

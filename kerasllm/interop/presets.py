@@ -17,6 +17,7 @@ from kerasllm.compression.quantized_files import KEY as QUANTIZATION
 from kerasllm.compression.quantized_files import describe, give_up, make_shells, read_section, stored_variables
 from kerasllm.config import TransformerConfig
 from kerasllm.files import written_aside
+from kerasllm.generation.defaults import READ, SPECIAL, check_config, config_of
 from kerasllm.interop import bert, electra, gpt2, llama, own, t5
 from kerasllm.interop.family import Family, Table, check_common
 from kerasllm.interop.sentence_files import model_directory, read_sentence_options, write_sentence_files
@@ -63,7 +64,7 @@ def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> No
         variables = stored_variables(model, [path for paths in table.values() for path in paths])
         table = {path.replace("/", "."): [path] for path in variables}
     sizes = {name: sum(_num_bytes(variables[_plain(path)]) for path in paths) for name, paths in table.items()}
-    tokens = _special_tokens(model.tokenizer)
+    tokens = _special_tokens(model)
     config = {
         "architectures": [family.architectures[task]],
         "model_type": family.model_type,
@@ -73,7 +74,8 @@ def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> No
         **write_options(model),
         **({QUANTIZATION: quantization} if quantization else {}),
     }
-    generation = {key: config[key] for key in (*tokens, "decoder_start_token_id") if key in config}
+    started = {key: config[key] for key in ("decoder_start_token_id",) if key in config}
+    generation = {**model.generation_config, **tokens, **started}
     # All files are written and on the disk before the first takes its place: what can fail comes first.
     shutil.rmtree(directory / ".preset", ignore_errors=True)  # What a killed save may have left.
     with written_aside(directory / ".preset") as aside:
@@ -135,6 +137,9 @@ def load_preset(cls, directory, dtype=None, **options):
     head = head_table(family, task, config, options)
     if task in LABELLING and other_head:  # The head of another task may go by the same name.
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+    generation = _read_generation(directory, values)
+    check_config(generation, directory / "generation_config.json")
+    options.setdefault("generation_config", generation)
 
     if QUANTIZATION in values:
         options = {**options, "tokenizer": tokenizer}
@@ -262,11 +267,18 @@ def _read_values(directory: Path) -> dict:
     architectures = values.get("architectures")
     if architectures is not None and not (isinstance(architectures, list) and all(map(_is_text, architectures))):
         raise ValueError(f"architectures in {str(path)!r} must be a list of names. Received: {architectures!r}")
-    generation = directory / "generation_config.json"
-    if "decoder_start_token_id" not in values and generation.is_file():  # transformers 5 keeps it there.
-        start = read_json(generation, MAX_JSON_BYTES).get("decoder_start_token_id")
-        values["decoder_start_token_id"] = start
+    if "decoder_start_token_id" not in values:  # transformers 5 keeps it in the other file.
+        values["decoder_start_token_id"] = _read_generation(directory, values).get("decoder_start_token_id")
     return values
+
+
+def _read_generation(directory: Path, values: dict) -> dict:
+    """generation_config.json, or its keys in config.json where old directories have them; with the special tokens."""
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return {key: value for key, value in values.items() if key in READ and value is not None}
+    tokens = {key: values[key] for key in SPECIAL if values.get(key) is not None}
+    return {**tokens, **{key: value for key, value in read_json(path, MAX_JSON_BYTES).items() if value is not None}}
 
 
 def _family_of(values: dict, directory: Path) -> Family:
@@ -357,12 +369,15 @@ def _joined(variables, paths: list[str]) -> np.ndarray:
     return joined.T if paths[0].endswith(".T") else joined
 
 
-def _special_tokens(tokenizer) -> dict[str, int | None]:
+def _special_tokens(model) -> dict[str, int | list[int] | None]:
+    """The special tokens: as generation_config.json had them, else as the tokenizer has them."""
+    tokenizer, read = model.tokenizer, config_of(model)
     end = tokenizer.end_token_id if tokenizer else None
     start = tokenizer.start_token_id if tokenizer else None
     pad = tokenizer.pad_token_id if tokenizer else None
     tokens = {"bos_token_id": end if start is None else start, "eos_token_id": end}
-    return tokens if pad is None else {**tokens, "pad_token_id": pad}
+    tokens = tokens if pad is None else {**tokens, "pad_token_id": pad}
+    return {**tokens, **{key: read[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in read}}
 
 
 def _num_bytes(variable) -> int:

@@ -59,6 +59,7 @@ class CausalLM(LanguageModel):
         Returns:
             a list of float32 arrays, of one number fewer than the text has tokens.
         """
+        self.sync_weights()
         if not is_text(texts):
             texts = list(texts)  # The rows of an array are read like lists.
         inputs = model_inputs(self, texts)

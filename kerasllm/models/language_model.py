@@ -35,13 +35,17 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
         cache_dtype: what keys and values are kept in while Keras makes tokens: "float32", "bfloat16", "float16" or
             "int8" (a scale a head and token, a quarter of the memory); as the model computes, when `None`. Engines of
             other libraries (`use_engine`) keep them in their own way.
+        generation_config: what generation_config.json says of how the model writes, a dict with transformers' names:
+            the defaults of `generate`; see `kerasllm.generation.defaults`.
     """
 
     cache_dtype: str | None = None
+    _programs = None  # compiled functions that make tokens; see `kerasllm.generation.programs`
     predicts_tokens = True  # through the token embedding, or the head beside it
 
-    def __init__(self, config, tokenizer=None, **kwargs):
+    def __init__(self, config, tokenizer=None, generation_config=None, **kwargs):
         super().__init__(**kwargs)
+        self.generation_config = dict(generation_config or {})
         self.config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
         self.tokenizer = Tokenizer.from_config(tokenizer) if isinstance(tokenizer, dict) else tokenizer
         if tokenizer is not None and self.tokenizer.vocabulary_size > self.config.vocabulary_size:
@@ -337,6 +341,11 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
             y_pred = y_pred[1]
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
+    def sync_weights(self) -> None:
+        """Makes the weights of this moment those of the variables: on JAX a running `fit` keeps them to itself."""
+        if keras.backend.backend() == "jax":
+            self.jax_state_sync()
+
     # Data of any kind ----------------------------------------------------------------------------------------
 
     def as_inputs(self, x) -> dict:
@@ -357,6 +366,7 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
 
     def trace(self, text) -> Trace:
         """Runs a text (or token ids) through the explicit attention path and returns a `Trace`."""
+        self.sync_weights()
         inputs = self.as_inputs([text])
         ids = [int(i) for i in inputs["token_ids"][0]]
         tokens = [self.tokenizer.id_to_token(i) if self.tokenizer else str(i) for i in ids]
@@ -406,6 +416,7 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
             **super().get_config(),
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer and self.tokenizer.get_config(),
+            "generation_config": dict(self.generation_config),
         }
 
     def save_to_preset(self, directory, max_shard_bytes: int = 5_000_000_000) -> None:

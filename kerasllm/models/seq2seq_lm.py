@@ -140,6 +140,7 @@ class Seq2SeqLM(LanguageModel):
         Returns:
             a list of float32 arrays.
         """
+        self.sync_weights()
         x, y, weights = self._text_arrays(sources, targets)
         with no_gradient():
             hidden = self.transformer(training=False, **x)
@@ -157,6 +158,7 @@ class Seq2SeqLM(LanguageModel):
         Returns:
             a `Seq2SeqTrace`.
         """
+        self.sync_weights()
         if target is None:
             target = self.generate(source)
         source = self.encode_source(source) if isinstance(source, str) else list(source)

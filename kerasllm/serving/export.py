@@ -6,8 +6,7 @@ from pathlib import Path
 
 from kerasllm.files import written_aside
 from kerasllm.interop import own
-from kerasllm.interop.presets import MAX_JSON_BYTES, family_for
-from kerasllm.interop.weight_files import read_json
+from kerasllm.interop.presets import family_for
 from kerasllm.serving.card import export_card
 from kerasllm.tuning.model_adapters import state_of
 
@@ -66,21 +65,12 @@ def export_saved(model, source, output, format="tf_saved_model", overwrite=False
 
     Args:
         model: read from there, perhaps with an adapter.
-        source: that directory: the export's README.md begins with its own, and the ids that end a row of `generate` are
-            those of its generation_config.json.
+        source: that directory, whose README.md the export's begins with.
         output, format, overwrite, options: see `export`.
     """
     card = Path(source) / "README.md"
-    if format == "tf_saved_model":
-        options.setdefault("stop_token_ids", _stop_token_ids(Path(source)))
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     return export(model, output, format, overwrite, text, **options)
-
-
-def _stop_token_ids(directory: Path) -> list[int] | None:
-    path = directory / "generation_config.json"
-    ends = read_json(path, MAX_JSON_BYTES).get("eos_token_id") if path.is_file() else None
-    return [ends] if isinstance(ends, int) else ends
 
 
 def _saved_model(model, aside: Path, directory: Path, **options) -> str:

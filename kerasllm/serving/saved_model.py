@@ -21,7 +21,7 @@ def save_saved_model(model, directory, stop_token_ids=None, text=None) -> None:
     Args:
         model: any model of ours.
         directory: that does not exist yet.
-        stop_token_ids: that end a row of `generate`; the tokenizer's end token when left out.
+        stop_token_ids: that end a row of `generate`; the model's own when left out.
         text: whether to add the signatures of strings: as far as there are any when left out; see
             `kerasllm.serving.tf_text`.
 

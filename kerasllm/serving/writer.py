@@ -12,6 +12,7 @@ from collections.abc import Callable
 from kerasllm.chat.tokens import encode_prompt, stop_token_ids
 from kerasllm.generation.cache import bytes_a_slot
 from kerasllm.generation.constraints import constraints_of
+from kerasllm.generation.defaults import constraint_settings
 from kerasllm.generation.engine import TOKENS_WORTH_A_COPY, Engine
 from kerasllm.generation.pieces import Pieces
 from kerasllm.generation.prefix_cache import PrefixCache
@@ -140,7 +141,7 @@ class Writer:
         for ids in prompts:
             limit = self._room(len(ids), message["max_tokens"])
             for count in range(message["n"]):
-                constraints = constraints_of(size, stops, logit_bias=bias)
+                constraints = constraints_of(size, stops, logit_bias=bias, **constraint_settings(self.model))
                 request = Request(
                     [self.model.start_token_id] if self.has_encoder else list(ids),
                     max(1, limit),
@@ -174,6 +175,12 @@ class Writer:
         patience = SECONDS_A_PIECE if any(job.streams for job in self.running.values()) else SECONDS_A_CALL
         self.most = max(1, min(CHUNK, int(patience * max(1, made) / (time.perf_counter() - began))))
         for job in list(self.running.values()):
+            error = next((choice.request.error for choice in job.choices if choice.request.error), None)
+            if error is not None:
+                self._known_grammar.cache_clear()  # A grammar that was given up may be spent.
+                self.cancel(job.id)
+                events.append(failure(job.id, error))
+                continue
             made = [choice.advance(self._describe) for choice in job.choices]
             events += [{"id": job.id, **event} for event in made if event is not None]
             if job.finished:
@@ -247,7 +254,7 @@ class Writer:
 
     @functools.cached_property
     def _chat_stops(self) -> frozenset[int]:
-        return frozenset(stop_token_ids(self.tokenizer))
+        return stop_token_ids_of(self.model, None) | frozenset(stop_token_ids(self.tokenizer))
 
     def _grammar(self, form: dict | None) -> Grammar | None:
         if form is None:

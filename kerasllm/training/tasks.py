@@ -43,7 +43,7 @@ class Task:
 def exact_match(model, pairs: Sequence[tuple[str, str]]) -> float:
     """Share of the sources whose target the model writes without a mistake."""
     sources, targets = zip(*pairs)
-    answers = model.generate(list(sources), max_new_tokens=_longest(model, targets))
+    answers = model.generate(list(sources), max_new_tokens=_longest(model, targets), sampler="greedy")
     return sum(answer == target for answer, target in zip(answers, targets)) / len(pairs)
 
 

@@ -82,6 +82,16 @@ class Adaptable:
         """The settings of the model's adapters, by name."""
         return model_adapters.adapters(self)
 
+    @property
+    def adapter_state(self) -> tuple:
+        """What is switched on, as a value that differs where the model computes something else."""
+        return model_adapters.adapter_state(self)
+
+    @property
+    def adapter_switches(self) -> list:
+        """The variables that `set_adapter` and `scale` write to, which are not weights."""
+        return model_adapters.adapter_switches(self)
+
     def freeze(self, *what: str) -> freezing.Trained:
         """Takes layers out of training, by name or as "first n" or "last n" blocks; see `kerasllm.tuning.freeze`.
 

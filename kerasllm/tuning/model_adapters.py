@@ -187,6 +187,21 @@ def disable_adapter(model: keras.Model) -> Iterator[None]:
         state.open_gates()
 
 
+def adapter_state(model: keras.Model) -> tuple:
+    """What is switched on: the active adapters and how much each counts, and whether they are merged."""
+    state = state_of(model)
+    if state is None:
+        return ()
+    active = () if state.disabled else tuple((name, state.all[name].amount) for name in state.active)
+    return (*active, "merged") if state.originals is not None else active
+
+
+def adapter_switches(model: keras.Model) -> list[keras.Variable]:
+    """The variables that tell the graphs what is active."""
+    state = state_of(model)
+    return [] if state is None else [adapter.gate for adapter in state.all.values()]
+
+
 def scale(model: keras.Model, factor: float, name: str | None = None) -> None:
     """Multiplies what an adapter adds by a factor; that of all active ones when no name is given. Compiles nothing."""
     state = _state(model)

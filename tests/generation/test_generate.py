@@ -143,7 +143,7 @@ def test_a_prompt_and_its_answer_may_fill_the_context(model):
         ([1], {"sampler": "beam"}, "beam"),
         ([1], {"sampler": "temperature", "temperature": -1}, "temperature=-1"),
         ([1], {"sampler": "temperature", "temperature": "hot"}, "temperature='hot'"),
-        ([1], {"sampler": "top_k", "top_k": 0}, "top_k=0"),
+        ([1], {"sampler": "top_k", "top_k": -1}, "top_k=-1"),
         ([1], {"sampler": "top_k", "top_k": VOCABULARY + 1}, f"vocabulary of {VOCABULARY}"),
         ([1], {"sampler": "top_p", "top_p": 0}, "top_p=0"),
         ([1], {"sampler": "top_p", "top_p": 1.5}, "top_p=1.5"),
