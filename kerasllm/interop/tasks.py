@@ -9,7 +9,7 @@ READERS = (*LABELLING, "TextEmbedder")  # of any single stack
 PRETRAINED = ("MaskedLM", "PairedMaskedLM", "ReplacedTokenDetector")  # of a bidirectional one
 TASKS = ("CausalLM", *PRETRAINED, "Seq2SeqLM", *READERS)
 OWN_KEY = "kerasllm"  # of what transformers has no key for
-_SHARED = {"name", "trainable", "dtype", "config", "tokenizer"}  # what every model's get_config has
+_SHARED = {"name", "trainable", "dtype", "config", "tokenizer", "structure"}  # what every model's get_config has
 
 
 def task_of(cls: type) -> str:

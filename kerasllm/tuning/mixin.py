@@ -11,6 +11,8 @@ from kerasllm.tuning.settings import Settings
 class Adaptable:
     """Mixed into a Keras model; see the functions of the same names in `kerasllm.tuning`."""
 
+    saves_adapters = True  # Its config says which there are; see `kerasllm.interop.structure`.
+
     def add_adapter(self, name: str, settings: Settings) -> None:
         """Adds an adapter, which is then the only active one, and the only thing that is trained.
 
