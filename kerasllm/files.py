@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 _UMASK = os.umask(0)
@@ -41,6 +41,51 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
         else:
             aside.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def written_together(
+    directory: str | os.PathLike, mark: str, stale: Callable[[list[str]], Iterable[Path]] = lambda written: ()
+) -> Iterator[Path]:
+    """Yields a folder to write files to; when all went well, they take their places in `directory`.
+
+    If the block raises, `directory` is as it was. Files are renamed one by one: a crash between leaves a folder `mark`
+    with those that are not in their places yet, which `check_together` finds.
+
+    Args:
+        directory: where to; it is made if it is not there.
+        mark: name of a folder in it.
+        stale: names of what was written → files that mean nothing beside it, and are removed.
+
+    Raises:
+        ValueError: a file is in the way of the directory.
+    """
+    directory, waiting = Path(directory), Path(directory) / mark
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"A file is in the way of the directory to save to: {str(directory)!r}")
+    with written_aside(waiting) as aside:
+        aside.mkdir(parents=True)
+        yield aside
+        shutil.rmtree(waiting, ignore_errors=True)  # What a killed save may have left.
+    written = [path.name for path in waiting.iterdir()]
+    for path in stale(written):
+        path.unlink(missing_ok=True)
+    for path in sorted(waiting.rglob("*")):
+        target = directory / path.relative_to(waiting)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            os.replace(path, target)
+    shutil.rmtree(waiting)
+
+
+def check_together(directory: str | os.PathLike, mark: str) -> None:
+    """Raises a ValueError if a save by `written_together` is going on, or was killed among its renames."""
+    if (Path(directory) / mark).is_dir():
+        raise ValueError(
+            f"A save into {str(directory)!r} has not ended: some of its files may be new and others old. If none is "
+            f"going on, it was killed: move the files of its folder {mark!r} up into it, which ends it, or save again."
+        )
 
 
 def _flush(path: Path) -> None:

@@ -1,6 +1,6 @@
 """`quantization_aware(model, ...)`: training that knows what quantizing will do to the weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 from keras import ops
@@ -57,8 +57,12 @@ def quantization_aware(
         )
     options = {"keep": keep, "embeddings": embeddings, "group_size": group_size, "activations": activations}
     layers, schemes = planned(model, mode, **options)
-    for name, scheme in schemes.items():
-        layer = layers[name]
+    make_aware(model, [(layers[name], scheme) for name, scheme in schemes.items()])
+
+
+def make_aware(model, pairs: Iterable[tuple[keras.layers.Layer, Scheme]]) -> None:
+    """Makes layers of a model compute with weights that are rounded, each by its scheme."""
+    for layer, scheme in pairs:
         kind = AwareTable if isinstance(layer, keras.layers.ReversibleEmbedding) else AwareProjection
         cls = type(layer)
         # The object itself changes class, so that all who hold it find the rounded weights.

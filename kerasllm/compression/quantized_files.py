@@ -14,11 +14,15 @@ KEY = "quantization"  # of config.json
 
 def describe(model) -> list[dict]:
     """config.json's section: each scheme with the names of its layers; empty for a model that is not quantized."""
+    schemes = {name: scheme_of(layer) for name, layer in quantizable_layers(model).items()}
+    return section_of({name: scheme for name, scheme in schemes.items() if scheme is not None})
+
+
+def section_of(schemes: dict[str, Scheme]) -> list[dict]:
+    """Layers' schemes as config.json has them; `read_section` reads them."""
     layers = {}
-    for name, layer in quantizable_layers(model).items():
-        scheme = scheme_of(layer)
-        if scheme is not None:
-            layers.setdefault(scheme, []).append(name)
+    for name, scheme in schemes.items():
+        layers.setdefault(scheme, []).append(name)
     return [{**dataclasses.asdict(scheme), "layers": names} for scheme, names in layers.items()]
 
 

@@ -45,6 +45,7 @@ def rebuilt(model, blocks: Mapping[str, Sequence[int]] | None = None, parts: Par
 
 def _empty(model, config: TransformerConfig):
     values = {**model.get_config(), "config": config.to_dict(), "tokenizer": None}
+    del values["structure"]  # of layers that the new model may not have
     new = type(model).from_config(values) if model.tokenizer is None else None
     return new or type(model).from_config({**values, "tokenizer": model.tokenizer.get_config()})
 

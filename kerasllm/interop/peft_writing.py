@@ -148,7 +148,7 @@ def _ia3_to_peft(model, settings: IA3, names: Names, deltas):
 
 def _prompt_to_peft(model, settings: PromptTuning, names: Names, deltas):
     (delta,) = (delta for delta in deltas.values() if isinstance(delta, PromptDelta))
-    c = delta.host.config
+    c = delta.site.layer.config
     # Only a prefix is for the decoder of two; they take it to be of both when it is.
     parts = 2 if c.num_encoder_layers and isinstance(delta, PrefixDelta) else 1
     config = {"num_virtual_tokens": settings.num_tokens, "num_transformer_submodules": parts}

@@ -5,23 +5,23 @@ Reading executes nothing: JSON and safetensors only, sizes and shapes checked be
 
 import json
 import math
-import os
-import shutil
 import warnings
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from kerasllm.compression.fake_quantization import aware_layers
 from kerasllm.compression.quantized_files import KEY as QUANTIZATION
 from kerasllm.compression.quantized_files import describe, give_up, make_shells, read_section, stored_variables
 from kerasllm.config import TransformerConfig
-from kerasllm.files import written_aside
+from kerasllm.files import check_together, written_together
 from kerasllm.generation.defaults import READ, SPECIAL, check_config, config_of
 from kerasllm.interop import bert, electra, gpt2, llama, own, t5
 from kerasllm.interop.family import Family, Table, check_common
 from kerasllm.interop.sentence_files import model_directory, read_sentence_options, write_sentence_files
 from kerasllm.interop.shapes import Shapes, head_shapes, weight_shapes
+from kerasllm.interop.structure import keras_lora
 from kerasllm.interop.tasks import (
     LABELLING,
     OWN_KEY,
@@ -45,20 +45,21 @@ from kerasllm.interop.weight_files import (
     write_tensors,
 )
 from kerasllm.tokenizers import CHAT_TEMPLATE_FILE
+from kerasllm.tuning.model_adapters import state_of
 
 FAMILIES = {module.FAMILY.model_type: module.FAMILY for module in (gpt2, bert, electra, t5, llama, own)}
+MARK = ".preset"  # the folder of a save that has not ended
 MAX_JSON_BYTES = 1 << 20
 HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 
 def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> None:
     """See `LanguageModel.save_to_preset`."""
+    check_saves_what_it_computes(model)
     task, family = task_of(type(model)), family_for(model)
     quantization = describe(model)
     directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"A file is in the way of the directory to save to: {str(directory)!r}")
-    variables = variables_by_path(model)
+    variables, changed = _weights(model), keras_lora(model)
     table = {**family.tensors(model.config), **head_table(family, task, model.config, model.get_config())}
     if quantization:
         variables = stored_variables(model, [path for paths in table.values() for path in paths])
@@ -76,29 +77,44 @@ def save_to_preset(model, directory, max_shard_bytes: int = 5_000_000_000) -> No
     }
     started = {key: config[key] for key in ("decoder_start_token_id",) if key in config}
     generation = {**model.generation_config, **tokens, **started}
+
+    def stale(written):
+        # The tokenizer's config has the chat template; an earlier file would win over it.
+        template = [] if model.tokenizer is None else [directory / CHAT_TEMPLATE_FILE]
+        return [*stale_files(directory, written), *template]
+
     # All files are written and on the disk before the first takes its place: what can fail comes first.
-    shutil.rmtree(directory / ".preset", ignore_errors=True)  # What a killed save may have left.
-    with written_aside(directory / ".preset") as aside:
-        aside.mkdir(parents=True)
-        write_tensors(aside, sizes, lambda name: _joined(variables, table[name]), max_shard_bytes)
+    with written_together(directory, MARK, stale) as aside:
+        write_tensors(aside, sizes, lambda name: _joined(variables, table[name], changed), max_shard_bytes)
         if model.tokenizer is not None:
             model.tokenizer.save_to_preset(aside)
         if task == "TextEmbedder" and not quantization and family is not own.FAMILY:
             write_sentence_files(model, aside)
         for name, content in (("generation_config.json", generation), ("config.json", config)):
             (aside / name).write_text(json.dumps(content, indent=2) + "\n")
-    written = [path.name for path in (directory / ".preset").iterdir()]
-    for path in sorted((directory / ".preset").rglob("*")):
-        target = directory / path.relative_to(directory / ".preset")
-        if path.is_dir():
-            target.mkdir(exist_ok=True)
-        else:
-            os.replace(path, target)
-    shutil.rmtree(directory / ".preset")
-    for path in stale_files(directory, written):
-        path.unlink()
-    if model.tokenizer is not None:  # whose config has the template; an earlier file would win over it
-        (directory / CHAT_TEMPLATE_FILE).unlink(missing_ok=True)
+
+
+def check_saves_what_it_computes(model) -> None:
+    """Raises a ValueError if the weights of a preset, which has one of each, would answer otherwise than the model."""
+    state = state_of(model)
+    if state is not None and not state.computes_base:
+        raise ValueError(
+            f"A preset has one set of weights, and the adapters {', '.join(state.active)} are beside them. Save them "
+            "with save_adapter(directory, name), or merge() first; inside `with model.disable_adapter():` the base "
+            "alone is saved, and save(path) to a .keras file keeps all together."
+        )
+    rounded = next(iter(aware_layers(model)), None)
+    if rounded is not None:
+        raise ValueError(
+            f"The model computes with rounded weights ({rounded!r} and others), and a preset has them as they are. "
+            "Call quantize(...) with the arguments of `quantization_aware` first, or quantization_unaware(model)."
+        )
+    for path, layer in keras_lora(model).items():
+        if layer.quantization_mode:
+            raise ValueError(
+                f"{path!r} is quantized and has a LoRA of Keras's own, which cannot be added to it. Use "
+                "model.add_adapter(name, LoRA(...)), which save_adapter saves."
+            )
 
 
 def family_for(model) -> Family:
@@ -255,7 +271,21 @@ def stored_weights(model, directory: Path) -> dict[str, np.ndarray]:
 
 def variables_by_path(model) -> dict[str, keras.Variable]:
     """The weights under their paths, such as "block_0/attention/query/kernel" or "masked_head/bias"; those of the
-    transformer without its name."""
+    transformer without its name.
+
+    Raises:
+        ValueError: a layer has a LoRA of Keras's own, so that its kernel is not what it computes with.
+    """
+    changed = next(iter(keras_lora(model)), None)
+    if changed is not None:
+        raise ValueError(
+            f"{changed!r} has a LoRA of Keras's own beside it. Save with save_to_preset, which adds it to the weights, "
+            "and load that."
+        )
+    return _weights(model)
+
+
+def _weights(model) -> dict[str, keras.Variable]:
     return {v.path.removeprefix("transformer/"): v for v in model.weights}
 
 
@@ -263,6 +293,7 @@ def _read_values(directory: Path) -> dict:
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{str(directory)!r} is no model directory: it has no config.json.")
+    check_together(directory, MARK)
     values = read_json(path, MAX_JSON_BYTES)
     architectures = values.get("architectures")
     if architectures is not None and not (isinstance(architectures, list) and all(map(_is_text, architectures))):
@@ -363,10 +394,19 @@ class _FromFile(keras.initializers.Initializer):
         return keras.ops.convert_to_tensor(self.read(), dtype=dtype)
 
 
-def _joined(variables, paths: list[str]) -> np.ndarray:
-    parts = [keras.ops.convert_to_numpy(variables[_plain(path)].value) for path in paths]
+def _joined(variables, paths: list[str], changed) -> np.ndarray:
+    parts = [_value(variables[_plain(path)], changed) for path in paths]
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     return joined.T if paths[0].endswith(".T") else joined
+
+
+def _value(variable, changed) -> np.ndarray:
+    """A weight; with what a LoRA of Keras's own adds to it, which that layer's property has."""
+    layer = changed.get(variable.path)
+    if layer is None:
+        return keras.ops.convert_to_numpy(variable.value)
+    with_lora = layer.embeddings if isinstance(layer, keras.layers.Embedding) else layer.kernel
+    return keras.ops.convert_to_numpy(keras.ops.cast(with_lora, variable.dtype))
 
 
 def _special_tokens(model) -> dict[str, int | list[int] | None]:

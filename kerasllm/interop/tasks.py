@@ -9,14 +9,8 @@ READERS = (*LABELLING, "TextEmbedder")  # of any single stack
 PRETRAINED = ("MaskedLM", "PairedMaskedLM", "ReplacedTokenDetector")  # of a bidirectional one
 TASKS = ("CausalLM", *PRETRAINED, "Seq2SeqLM", *READERS)
 OWN_KEY = "kerasllm"  # of what transformers has no key for
-_SHARED = {
-    "name",
-    "trainable",
-    "dtype",
-    "config",
-    "tokenizer",
-    "generation_config",
-}  # what every model's get_config has
+# What every model's get_config has.
+_SHARED = {"name", "trainable", "dtype", "config", "tokenizer", "generation_config", "structure"}
 
 
 def task_of(cls: type) -> str:

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kerasllm.layers.quantized import multiplies_in_float, product
+from kerasllm.layers.quantized import OWN_INPUTS, multiplies_in_float, product
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -37,6 +37,15 @@ class Projection(keras.layers.Dense):
         outputs = outputs if self.bias is None else ops.add(outputs, self.bias)
         outputs = outputs if self.activation is None else self.activation(outputs)
         return ops.reshape(outputs, (*shape[:-1], self.units))
+
+    def save_own_variables(self, store):
+        mode = self.quantization_mode
+        if mode not in OWN_INPUTS:
+            return super().save_own_variables(store)
+        # Keras's own leaves out the zero points, and cannot read what it wrote.
+        names = [name for name in self.variable_serialization_spec[mode] if getattr(self, name, None) is not None]
+        for i, name in enumerate(names):
+            store[str(i)] = getattr(self, name)
 
 
 def _torch_linear(inputs, kernel, bias):

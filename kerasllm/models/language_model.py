@@ -14,6 +14,7 @@ from kerasllm.losses import check_loss_options, linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
 from kerasllm.models.id_range import IdRange
 from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, split_rows, task_data
+from kerasllm.models.keras_files import KerasFiles
 from kerasllm.models.trace import Trace
 from kerasllm.models.transformer import EncoderDecoder, Transformer
 from kerasllm.tokenizers import Tokenizer
@@ -21,7 +22,7 @@ from kerasllm.training.accumulation import token_weighted
 from kerasllm.tuning.mixin import Adaptable
 
 
-class LanguageModel(Quantizable, Adaptable, keras.Model):
+class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
     """A Transformer with a task. Not used by itself: see `CausalLM`, `MaskedLM`, `Seq2SeqLM`.
 
     A task says which inputs it reads (`input_keys`), how it reads texts and arrays (`as_inputs`, `row_data`) and,
@@ -186,7 +187,7 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
                 f"{type(self).__name__}'s loss. "
                 f"Received: loss={loss!r}, label_smoothing={label_smoothing}, z_loss={z_loss}"
             )
-        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+        self.label_smoothing, self.z_loss, self._jit_compile_given = label_smoothing, z_loss, jit_compile
         optimizer = keras.optimizers.get(optimizer)
         self._default_loss = loss is None
         self._tracker.unlock()  # Keras's `quantize` leaves it locked, and metrics are to be added.
@@ -212,16 +213,6 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
             self(np.zeros((1, 1), "int32"))
         for variable in self.trainable_variables:
             self.optimizer._use_weight_decay(variable)
-
-    def get_compile_config(self):
-        config = super().get_compile_config()
-        return config and {**config, "label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
-
-    def compile_from_config(self, config):
-        # Keras warns that it cannot know how to call an overridden `compile`; this one takes the same arguments.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None:
-            self.optimizer.build(self.trainable_variables)
 
     def train_step(self, *arguments):
         # (data) on TensorFlow and PyTorch, (state, data) on JAX.
@@ -412,11 +403,14 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
     # Files ---------------------------------------------------------------------------------------------------
 
     def get_config(self):
+        from kerasllm.interop.structure import describe
+
         return {
             **super().get_config(),
-            "config": self.config.to_dict(),
+            "config": self.transformer.config.to_dict(),  # Prompts leave less room in the model's own.
             "tokenizer": self.tokenizer and self.tokenizer.get_config(),
             "generation_config": dict(self.generation_config),
+            "structure": describe(self),
         }
 
     def save_to_preset(self, directory, max_shard_bytes: int = 5_000_000_000) -> None:

@@ -25,17 +25,12 @@ class Delta(keras.layers.Layer):
         policy = host.dtype_policy
         half = policy.compute_dtype if policy.compute_dtype in ("bfloat16", "float16") else None
         super().__init__(name=name, dtype=f"mixed_{half}" if half else "float32")
-        self.gate, self._site = gate, _Site(host)
-
-    @property
-    def host(self):
-        """The adapted layer."""
-        return self._site.layer
+        self.gate, self.site = gate, Site(host)
 
     def create(self) -> "Delta":
         """Makes the weights, under the host's path."""
         with contextlib.ExitStack() as stack:
-            for part in (self.host.path or self.host.name).split("/"):
+            for part in (self.site.layer.path or self.site.layer.name).split("/"):
                 stack.enter_context(keras.name_scope(part))
             self.build()
         return self
@@ -43,33 +38,33 @@ class Delta(keras.layers.Layer):
     def attach(self) -> None:
         """Puts it at its host."""
         for method in METHODS:
-            if not hasattr(self.host, method):
+            if not hasattr(self.site.layer, method):
                 continue
-            if method not in vars(self.host):
-                setattr(self.host, method, Hosted(self.host, method))
-            vars(self.host)[method].deltas[self.name] = self
+            if method not in vars(self.site.layer):
+                setattr(self.site.layer, method, Hosted(self.site.layer, method))
+            vars(self.site.layer)[method].deltas[self.name] = self
         self._own(True)
 
     def detach(self) -> None:
         """Takes it away again; a layer without deltas is as it was."""
         for method in METHODS:
-            hosted = vars(self.host).get(method)
+            hosted = vars(self.site.layer).get(method)
             if hosted is None:
                 continue
             del hosted.deltas[self.name]
             if not hosted.deltas:
-                delattr(self.host, method)
+                delattr(self.site.layer, method)
         self._own(False)
 
     def _own(self, attached: bool) -> None:
         """Makes it a part of its host, or no longer one; Keras lets nobody add to what is built."""
-        tracker = self.host._tracker
+        tracker = self.site.layer._tracker
         tracker.unlock()
         if attached:
-            setattr(self.host, self.name, self)
+            setattr(self.site.layer, self.name, self)
         else:
             tracker.untrack(self)
-            delattr(self.host, self.name)
+            delattr(self.site.layer, self.name)
         tracker.lock()
 
     def before(self, x):
@@ -88,6 +83,30 @@ class Delta(keras.layers.Layer):
         """Its weights that training changes."""
         return list(self._trainable_variables)
 
+    def save_own_variables(self, store):
+        """Its weights, without the gate: which adapters are active is no weight. Nothing while they are merged, when
+        the base's weights have it all."""
+        for i, variable in enumerate([] if self._is_merged() else self._saved()):
+            store[str(i)] = variable
+
+    def load_own_variables(self, store):
+        if self._is_merged():
+            raise ValueError("Adapters are merged into the base. Call unmerge() before loading weights.")
+        variables = self._saved()
+        if len(store.keys()) != len(variables):
+            raise ValueError(
+                f"The file has no weights for {self.name!r} at {self.site.layer.path!r}, or those of another adapter. "
+                f"Received: {len(store.keys())} weights, where the adapter has {len(variables)}."
+            )
+        for i, variable in enumerate(variables):
+            variable.assign(store[str(i)])
+
+    def _saved(self):
+        return [v for v in (*self._trainable_variables, *self._non_trainable_variables) if v is not self.gate]
+
+    def _is_merged(self) -> bool:
+        return self.site.state is not None and self.site.state.originals is not None
+
     def check_weight(self, weight: float) -> None:
         """Raises a ValueError if the adapter cannot count this much."""
 
@@ -96,11 +115,17 @@ class Delta(keras.layers.Layer):
         return x * ops.cast(self.gate, x.dtype)
 
 
-class _Site:
-    """Holds a layer without making it a part of the one that holds it."""
+class Site:
+    """Where a delta is. An object of its own: Keras would take a layer for a part of the one that holds it, and walk in
+    circles when it loads weights.
+
+    Attributes:
+        layer: the adapted layer.
+        state: the adapters of the model, see `kerasllm.tuning.model_adapters.Adapters`.
+    """
 
     def __init__(self, layer):
-        self.layer = layer
+        self.layer, self.state = layer, None
 
 
 class Hosted:

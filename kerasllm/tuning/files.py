@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from kerasllm.files import written_aside
+from kerasllm.files import check_together, written_together
 from kerasllm.interop.weight_files import DTYPES, read_json, tensors_of
 from kerasllm.tuning.bottleneck import Bottleneck
 from kerasllm.tuning.delta import numpy
@@ -20,6 +18,7 @@ from kerasllm.tuning.prompts import PrefixTuning, PromptTuning, PTuning
 from kerasllm.tuning.vectors import IA3, BitFit, LayerNormTuning
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MARK = ".adapter"  # the folder of a save that has not ended
 MAX_CONFIG_BYTES = 1 << 22
 OWN_TYPE = "KERASLLM"  # of what peft has no format for
 KINDS = (Bottleneck, BitFit, LayerNormTuning, LoRA, IA3, PromptTuning, PTuning, PrefixTuning)
@@ -92,6 +91,7 @@ def saved_labels(directory) -> list[str] | None:
 
 def _config(directory) -> dict:
     directory = Path(directory)
+    check_together(directory, MARK)
     for file in (CONFIG, WEIGHTS):
         if not (directory / file).is_file():
             raise FileNotFoundError(
@@ -177,14 +177,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
 def _write(directory: Path, config: dict, tensors: dict[str, np.ndarray]) -> None:
     import safetensors.numpy
 
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"A file is in the way of the directory to save to: {str(directory)!r}")
-    shutil.rmtree(directory / ".adapter", ignore_errors=True)  # What a killed save may have left.
-    with written_aside(directory / ".adapter") as aside:
-        aside.mkdir(parents=True)
+    with written_together(directory, MARK) as aside:
         tensors = {key: np.ascontiguousarray(value, "float32") for key, value in tensors.items()}
         safetensors.numpy.save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
         (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    for file in (WEIGHTS, CONFIG):
-        os.replace(directory / ".adapter" / file, directory / file)
-    (directory / ".adapter").rmdir()

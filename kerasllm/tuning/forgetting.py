@@ -50,10 +50,7 @@ def anchor(model: keras.Model, strength: float, importance: Mapping[str, np.ndar
                 f"`importance` must have an array of shape {tuple(variable.shape)} for {variable.path!r}. Estimate it "
                 "on this model, with the same weights trained: fisher_information(model, ...)."
             )
-    layer = Anchor(variables, strength, importance)
-    model._tracker.unlock()
-    model._anchor = layer
-    forget_compiled(model)
+    _attach(model, Anchor(variables, strength, importance))
 
 
 def release(model: keras.Model) -> None:
@@ -69,6 +66,29 @@ def release(model: keras.Model) -> None:
     model._tracker.unlock()
     model._tracker.untrack(layer)
     model._anchor = None
+    forget_compiled(model)
+
+
+def describe_anchor(model: keras.Model) -> dict | None:
+    """What `restore_anchor` makes an anchor of, whose values are then read from a file."""
+    layer = _anchor_of(model)
+    if layer is None:
+        return None
+    weighed = any(pull.importance is not None for _, pull in layer.pulls)
+    return {"weights": [variable.path for variable, _ in layer.pulls], "importance": weighed}
+
+
+def restore_anchor(model: keras.Model, described: dict) -> None:
+    """Gives a model an anchor whose values are not known yet."""
+    by_path = {variable.path: variable for variable in model.weights}
+    variables = [by_path[path] for path in described["weights"]]
+    importance = {v.path: np.zeros(v.shape, "float32") for v in variables} if described["importance"] else None
+    _attach(model, Anchor(variables, 0.0, importance))
+
+
+def _attach(model, layer: "Anchor") -> None:
+    model._tracker.unlock()
+    model._anchor = layer
     forget_compiled(model)
 
 
@@ -177,18 +197,18 @@ class Anchor(keras.layers.Layer):
     def __init__(self, variables, strength: float, importance):
         super().__init__(name="anchor", dtype="float32")
         self.strength = self._constant(np.float32(strength), "strength")
-        self._pulls = []
+        self.pulls = []
         for i, variable in enumerate(variables):
             start = self._constant(ops.convert_to_numpy(ops.cast(variable.value, "float32")), f"start_{i}")
             factor = None if importance is None else self._constant(importance[variable.path], f"importance_{i}")
             pull = Pull(self.strength, start, factor, variable.regularizer)
-            self._pulls.append((variable, pull))
+            self.pulls.append((variable, pull))
             variable.regularizer = pull
         self.built = True
 
     def detach(self) -> None:
         """Gives the weights back the regularizers that they had."""
-        for variable, pull in self._pulls:
+        for variable, pull in self.pulls:
             variable.regularizer = pull.other
 
     def _constant(self, value, name):

@@ -127,6 +127,16 @@ def frozen_by_us(model: keras.Model, layer: keras.layers.Layer, except_for: Cont
     return any(id(v) in _frozen(model) and id(v) not in except_for for v in layer.variables)
 
 
+def kept_frozen(model: keras.Model) -> list[keras.Variable]:
+    """The variables that `freeze` took out of training."""
+    return list(_frozen(model).values())
+
+
+def keep_frozen(model: keras.Model, variables: Iterable[keras.Variable]) -> None:
+    """Notes that `freeze` took these variables out of training, as in the model that this one is a copy of."""
+    _frozen(model).update({id(variable): variable for variable in variables})
+
+
 def unfreeze_layers(model: keras.Model, layers: Iterable[keras.layers.Layer]) -> None:
     """`unfreeze` of all that is in these layers, in a model that may be in training."""
     for variable in (v for layer in layers for v in layer.variables):

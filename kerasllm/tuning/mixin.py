@@ -13,6 +13,7 @@ class Adaptable:
 
     _adapters = None
     _preset = None  # the directory that the model was read from, or saved to
+    saves_adapters = True  # Its config says which there are; see `kerasllm.interop.structure`.
 
     def add_adapter(self, name: str, settings: Settings) -> None:
         """Adds an adapter, which is then the only active one, and the only thing that is trained.

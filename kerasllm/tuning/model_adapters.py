@@ -40,7 +40,11 @@ class Adapter:
 
 
 class Adapters:
-    """All adapters of a model, by name, and what is to be put back when the last one goes."""
+    """All adapters of a model, by name, and what is to be put back when the last one goes.
+
+    Attributes:
+        frozen: the weights of the base that were trained before there were adapters.
+    """
 
     def __init__(self, model: keras.Model):
         self.all: dict[str, Adapter] = {}
@@ -48,23 +52,44 @@ class Adapters:
         self.fingerprint = fingerprint(model)
         self.originals: list | None = None  # While merged: (variable, its value before).
         self.disabled = False
-        self._frozen = [v for v in model.trainable_variables if v.trainable]
-        for variable in self._frozen:
+        self.frozen = [v for v in model.trainable_variables if v.trainable]
+        for variable in self.frozen:
             variable.trainable = False
 
     def thaw(self) -> None:
-        for variable in self._frozen:
+        for variable in self.frozen:
             variable.trainable = True
 
     @property
     def active(self) -> list[str]:
         return [name for name, adapter in self.all.items() if adapter.weight]
 
+    @property
+    def computes_base(self) -> bool:
+        """Whether the model now computes what the weights of its base say: all is off, or merged into them."""
+        return self.disabled or self.originals is not None or not any(a.amount for a in self.all.values())
+
     def open_gates(self) -> None:
         """Tells the graphs what is active."""
         closed = self.disabled or self.originals is not None
         for adapter in self.all.values():
             adapter.gate.assign(0.0 if closed else adapter.amount)
+
+
+class Unsaved:
+    """Stands in for the `get_config` of a Keras model that is not ours, whose file would lack its adapters."""
+
+    def __init__(self, model: keras.Model, state: Adapters):
+        self.base, self.state = type(model).get_config.__get__(model), state
+
+    def __call__(self):
+        if self.state.originals is None:
+            raise ValueError(
+                f"Keras does not save the adapters of a {type(self.base.__self__).__name__} "
+                f"({', '.join(self.state.all)}) with it. Use save_weights, save_adapter(model, directory, name), or "
+                "merge(model) first."
+            )
+        return self.base()
 
 
 def add_adapter(model: keras.Model, name: str, settings: Settings) -> None:
@@ -106,7 +131,10 @@ def add_adapter(model: keras.Model, name: str, settings: Settings) -> None:
     parts = settings.build(model, gate, name)
     if state is None:
         state = model._adapters = Adapters(model)
+        if not getattr(model, "saves_adapters", False):
+            model.get_config = Unsaved(model, state)
     for part in parts:
+        part.delta.site.state = state
         part.delta.attach()
     state.all[name] = Adapter(settings, gate, parts)
     recompute_over_quantized(model)
@@ -267,6 +295,7 @@ def delete_adapter(model: keras.Model, name: str) -> None:
     if not state.all:
         state.thaw()
         model._adapters = None
+        vars(model).pop("get_config", None)
     recompute_over_quantized(model)
     forget_compiled(model)
 

@@ -35,13 +35,15 @@ class Offset(Delta):
 
     def build(self):
         self._offsets = {
-            name: self.add_weight(shape=getattr(self.host, name).shape, initializer="zeros", name=f"{name}_offset")
+            name: self.add_weight(
+                shape=getattr(self.site.layer, name).shape, initializer="zeros", name=f"{name}_offset"
+            )
             for name in self.attributes
         }
         self.built = True
 
     def call(self, x, y, training=False):
-        host = self.host
+        host = self.site.layer
         w = {name: self.gated(ops.cast(weight, y.dtype)) for name, weight in self._offsets.items()}
         if isinstance(host, keras.layers.RMSNormalization):
             return ops.rms_normalization(x, w["scale"], axis=host.axis, epsilon=host.epsilon)

@@ -125,7 +125,7 @@ class PromptDelta(Delta):
 
     def __init__(self, gate, host, name, model, settings):
         super().__init__(gate, host, name)
-        self._site.model, self._settings, self.num_tokens = model, settings, settings.num_tokens
+        self.site.model, self._settings, self.num_tokens = model, settings, settings.num_tokens
 
     def build(self):
         self.prompt = self._weight("prompt", self._begin())
@@ -136,7 +136,7 @@ class PromptDelta(Delta):
         return self.add_weight(shape=value.shape, initializer=constant, name=name)
 
     def _begin(self):
-        table, ids = self.host.embedding.tokens.embeddings, self._settings.initial_ids
+        table, ids = self.site.layer.embedding.tokens.embeddings, self._settings.initial_ids
         if ids is None:
             ids = np.random.default_rng(self._settings.seed).integers(0, table.shape[0], self.num_tokens)
         return np.asarray(ops.convert_to_numpy(ops.take(table, np.resize(ids, self.num_tokens), axis=0)), "float32")
@@ -154,21 +154,21 @@ class PromptDelta(Delta):
             raise ValueError(f"A prompt is there or not: its weight is 1 or 0. Received: {weight}")
 
     def attach(self):
-        if self.host.prompted is None:
-            kind = PromptedEncoderDecoder if isinstance(self.host, EncoderDecoder) else Prompted
-            self.host.prompted = kind(self.host)
-        self.host.prompted.add(self)
+        if self.site.layer.prompted is None:
+            kind = PromptedEncoderDecoder if isinstance(self.site.layer, EncoderDecoder) else Prompted
+            self.site.layer.prompted = kind(self.site.layer)
+        self.site.layer.prompted.add(self)
         self._own(True)
         self._resize(-self.num_tokens)
 
     def detach(self):
-        if not self.host.prompted.remove(self):
-            self.host.prompted = None
+        if not self.site.layer.prompted.remove(self):
+            self.site.layer.prompted = None
         self._own(False)
         self._resize(self.num_tokens)
 
     def _resize(self, change):
-        model = self._site.model
+        model = self.site.model
         model.config = model.config.replace(max_sequence_length=model.config.max_sequence_length + change)
 
 
@@ -203,7 +203,7 @@ class PrefixDelta(PromptDelta):
     """
 
     def build(self):
-        c = self.host.config
+        c = self.site.layer.config
         shape = (self.num_tokens, c.num_layers * 2 * c.num_kv_heads * c.head_dim)
         start = np.random.default_rng(self._settings.seed).normal(size=shape) * c.initializer_range
         self.prefix = self._weight("prefix", start)
@@ -213,7 +213,7 @@ class PrefixDelta(PromptDelta):
         return None
 
     def pairs(self):
-        c = self.host.config
+        c = self.site.layer.config
         shape = (self.num_tokens, c.num_layers, 2, c.num_kv_heads, c.head_dim)
         prefix = ops.reshape(ops.convert_to_tensor(self.prefix), shape)
         order = [2 * i % c.num_layers if c.num_encoder_layers else i for i in range(c.num_layers)]

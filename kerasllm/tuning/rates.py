@@ -36,8 +36,11 @@ def layerwise_decay(optimizer: keras.optimizers.Optimizer, model: keras.Model, d
 
 
 def scale_rates(optimizer: keras.optimizers.Optimizer, factor_of: Callable[[keras.Variable], float]):
-    """The same optimizer, which multiplies its rate for each variable by a factor: one update for each factor."""
-    update = optimizer._backend_update_step
+    """The same optimizer, which multiplies its rate for each variable by a factor: one update for each factor.
+
+    Its attribute `rate_factor` is the function, for those that save it.
+    """
+    update, before = optimizer._backend_update_step, getattr(optimizer, "rate_factor", lambda variable: 1.0)
 
     def in_groups(grads, variables, learning_rate):
         groups: dict[float, list] = {}
@@ -47,4 +50,5 @@ def scale_rates(optimizer: keras.optimizers.Optimizer, factor_of: Callable[[kera
             update(*map(list, zip(*pairs)), learning_rate * factor)
 
     optimizer._backend_update_step = in_groups
+    optimizer.rate_factor = lambda variable: before(variable) * factor_of(variable)
     return optimizer

@@ -54,7 +54,7 @@ class IA3Delta(Delta):
         self.on_input = on_input
 
     def build(self):
-        host = self.host
+        host = self.site.layer
         width = host.input_spec.axes[-1] if self.on_input else host.units
         self.factor = self.add_weight(shape=(width,), initializer="ones", name="factor")
         self.built = True
@@ -69,7 +69,7 @@ class IA3Delta(Delta):
         return self.gated(ops.cast(self.factor - 1.0, dtype))
 
     def offsets(self):
-        host = self.host
+        host = self.site.layer
         change, kernel = numpy(self.factor) - 1, numpy(host.kernel)
         if self.on_input:
             return {"kernel": change[:, None] * kernel}
