@@ -435,6 +435,7 @@ def quantize(
     """Make a model smaller, and measure what it cost and brought."""
     _use(backend)
     from kerasllm.compression.command import quantize_directory
+    from kerasllm.locks import only_writer
 
     output = output or directory.with_name(f"{directory.name}-{'mixed' if search else mode}")
     options = {
@@ -444,7 +445,8 @@ def quantize(
         "activations": activations,
         "calibration": calibration,
     }
-    rows = quantize_directory(directory, output, eval_, mode, options, search, engine, smooth)
+    with only_writer(output):
+        rows = quantize_directory(directory, output, eval_, mode, options, search, engine, smooth)
     _print_table(f"{directory} → {output}", rows)
 
 
@@ -464,9 +466,11 @@ def prune(
     """Set weights to zero, or take heads, neurons and blocks away, and measure what it cost and brought."""
     _use(backend)
     from kerasllm.compression.command import prune_directory
+    from kerasllm.locks import only_writer
 
     output = output or directory.with_name(f"{directory.name}-pruned")
-    rows = prune_directory(directory, output, eval_, method, sparsity, heads, neurons, layers, calibration)
+    with only_writer(output):
+        rows = prune_directory(directory, output, eval_, method, sparsity, heads, neurons, layers, calibration)
     _print_table(f"{directory} → {output}", rows)
 
 
@@ -487,10 +491,12 @@ def distil(
     """Train a smaller model to answer as a saved one does."""
     _use(backend)
     from kerasllm.compression.command import distil_directory
+    from kerasllm.locks import only_writer
 
     output = output or directory.with_name(f"{directory.name}-student")
     settings = {"divergence": divergence, "temperature": temperature, "hard": hard}
-    rows = distil_directory(directory, output, data, num_layers, steps, learning_rate, batch_size, **settings)
+    with only_writer(output):
+        rows = distil_directory(directory, output, data, num_layers, steps, learning_rate, batch_size, **settings)
     _print_table(f"{directory} → {output}", rows)
 
 

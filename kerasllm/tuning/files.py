@@ -11,6 +11,7 @@ import numpy as np
 
 from kerasllm.files import written_aside
 from kerasllm.interop.weight_files import DTYPES, read_json, tensors_of
+from kerasllm.locks import only_writer
 from kerasllm.tuning.bottleneck import Bottleneck
 from kerasllm.tuning.delta import numpy
 from kerasllm.tuning.fingerprint import fingerprint
@@ -48,7 +49,8 @@ def save_adapter(model: keras.Model, directory, name: str = "default") -> None:
     config["kerasllm"] = {**config.get("kerasllm", {}), "fingerprint": state_of(model).fingerprint}
     if getattr(model, "labels", None):
         config["kerasllm"]["labels"] = model.labels
-    _write(Path(directory), config, tensors)
+    with only_writer(directory):
+        _write(Path(directory), config, tensors)
 
 
 def load_adapter(model: keras.Model, directory, name: str = "default") -> None:
@@ -154,8 +156,6 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
 def _write(directory: Path, config: dict, tensors: dict[str, np.ndarray]) -> None:
     import safetensors.numpy
 
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"A file is in the way of the directory to save to: {str(directory)!r}")
     shutil.rmtree(directory / ".adapter", ignore_errors=True)  # What a killed save may have left.
     with written_aside(directory / ".adapter") as aside:
         aside.mkdir(parents=True)
