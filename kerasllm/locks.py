@@ -158,8 +158,8 @@ def _lock(file, path: Path) -> bool:
         return False
     except OSError as error:
         warnings.warn(
-            f"The file system of {str(path.parent)!r} has no locks ({error.strerror}), so it is not checked that nothing "
-            "else writes there.",
+            f"The file system of {str(path.parent)!r} has no locks ({error.strerror}), so it is not checked that "
+            "nothing else writes there.",
             stacklevel=5,
         )
     return True

@@ -12,8 +12,8 @@ def warn_if_not_finite(model) -> None:
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         warnings.warn(
-            f"The model that is saved has weights that are not finite (NaN or infinite): {', '.join(bad[:3])}{more}. It "
-            "answers with nothing of use. Go back to a checkpoint or a model that was saved before.",
+            f"The model that is saved has weights that are not finite (NaN or infinite): {', '.join(bad[:3])}{more}. "
+            "It answers with nothing of use. Go back to a checkpoint or a model that was saved before.",
             stacklevel=3,
         )
 

@@ -13,6 +13,7 @@ from kerasllm.chat.template import DEFAULT_TEMPLATE, render_template
 from kerasllm.chat.tokens import template_of
 from kerasllm.data import TokenDataset, from_text, read_texts
 from kerasllm.data.chat import conversation_data
+from kerasllm.data.sources import source_files
 from kerasllm.files import written_aside
 from kerasllm.locks import LOCK_FILE, only_writer
 from kerasllm.models.language_model import LanguageModel
@@ -23,7 +24,7 @@ from kerasllm.training.model_card import model_card
 from kerasllm.training.optimizers import OPTIMIZERS
 from kerasllm.training.plots import plot_curves
 from kerasllm.training.recipe import WHOLE_MODEL, Recipe, Training, differing_keys, load_recipe
-from kerasllm.training.tasks import TASKS, fit_arguments, model_options, split_pairs
+from kerasllm.training.tasks import TASKS, fit_arguments, label_counts, model_options, split_pairs
 from kerasllm.tuning.features import cache_features
 from kerasllm.tuning.forgetting import release
 from kerasllm.tuning.freezing import trained
@@ -117,6 +118,8 @@ def _train(recipe: Recipe, output: Path, resume: bool, console: Console) -> Lang
         f"{keras.backend.backend()}",
         highlight=False,
     )
+    if getattr(model, "labels", None) and pairs is not None:
+        console.print(label_counts(pairs), highlight=False, markup=False)
     if recipe.start_from is not None:
         counts = trained(model)
         console.print(f"{recipe.tuning.method}: {counts.parameters:,} parameters are trained", highlight=False)
@@ -173,8 +176,8 @@ def _check_steps(output: Path, now: Training, before: Training) -> None:
     """A run goes on to more steps than it was begun with, or to fewer, if it has not made them yet."""
     if now.steps_per_evaluation != before.steps_per_evaluation:
         raise ValueError(
-            f"The run in {str(output)!r} was begun with evaluations every {before.steps_per_evaluation} steps. Resume it "
-            f"with --set training.evaluate_every={before.steps_per_evaluation}. "
+            f"The run in {str(output)!r} was begun with evaluations every {before.steps_per_evaluation} steps. Resume "
+            f"it with --set training.evaluate_every={before.steps_per_evaluation}. "
             f"Received: steps={now.steps}, evaluate_every={now.evaluate_every}"
         )
     if (done := _batches_done(output) // now.accumulation) > now.steps:
@@ -188,9 +191,11 @@ def _batches_done(output: Path) -> int:
 
 
 def _check_source(recipe: Recipe) -> None:
+    """Finds out what is not there before anything is made."""
     if recipe.data.source is None:
         wanted = f" ({recipe.data.wanted})" if recipe.data.wanted else ""
         raise ValueError(f"The recipe {recipe.name!r} needs a text{wanted}: give it with --data PATH.")
+    source_files(recipe.data.source)
 
 
 def _tokenizer(recipe: Recipe, output: Path, pairs: list | None) -> Tokenizer:
