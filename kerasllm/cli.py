@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 INPUT_ERROR, FAILURE = 2, 1
 
@@ -88,11 +89,33 @@ AdapterOption = Annotated[
 ModelArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A saved model's directory.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from kerasllm import __version__
+
+        print(f"kerasllm {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
 ) -> None:
     settings["debug"] = debug
+
+
+class OnceEach(typer.core.TyperCommand):
+    """A command that refuses an option given twice, of which click would take the last without a word."""
+
+    def parse_args(self, ctx, args):
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option in order:
+            if option.param_type_name == "option" and not option.multiple and order.count(option) > 1:
+                raise typer.BadParameter("it is given more than once.", ctx=ctx, param=option)
+        return super().parse_args(ctx, args)
 
 
 def command(function: Callable) -> Callable:
@@ -109,7 +132,7 @@ def command(function: Callable) -> Callable:
             is_input = isinstance(error, ValueError | KeyError | FileNotFoundError)
             raise typer.Exit(INPUT_ERROR if is_input else FAILURE) from None
 
-    return app.command()(run)
+    return app.command(cls=OnceEach)(run)
 
 
 @command
@@ -357,25 +380,39 @@ def embed(
 @command
 def evaluate(
     directory: ModelArgument,
-    data: Annotated[str, typer.Option(help="The text: a file, folder, glob, or hf:NAME.")],
+    data: Annotated[str, typer.Option(help="Text, or a table of pairs: a file, folder, glob, hf: or builtin:NAME.")],
     column: Annotated[str | None, typer.Option(help="The text's column in a table.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = 16,
+    source_column: Annotated[str | None, typer.Option(help="Of pairs: the column of the first texts.")] = None,
+    target_column: Annotated[str | None, typer.Option(help="Of pairs: that of their labels or targets.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 16,
+    adapter: AdapterOption = None,
     backend: BackendOption = None,
 ) -> None:
-    """Measure a model on a text: loss, perplexity, bits per byte, accuracy."""
+    """Measure a model as in training: on text, or, where it labels, answers or embeds texts, on pairs."""
+    if (source_column is None) != (target_column is None):
+        raise ValueError("Pairs have two columns: give both --source-column and --target-column.")
+    columns = None if source_column is None else (source_column, target_column)
     _use(backend)
-    import kerasllm
-    from kerasllm.data.shards import tokenize
+    from kerasllm.data.tables import MissingColumn
+    from kerasllm.training.evaluation import evaluate_model
 
-    model = kerasllm.CausalLM.from_preset(directory)
-    if model.tokenizer is None:
-        raise ValueError(f"The model in {str(directory)!r} has no tokenizer, so it cannot read text.")
-    shards = tokenize(data, model.tokenizer, column)
-    length = model.config.max_sequence_length
-    dataset = kerasllm.data.TokenDataset(shards, length, batch_size, shuffle=False)
-    model.compile()
-    results = model.evaluate(dataset, return_dict=True, verbose=0)
-    _print_table(data, {"tokens": f"{len(shards):,}", **{k: f"{v:.4f}" for k, v in results.items()}})
+    model = _load(_class_of(directory, adapter), directory, adapter)
+    try:
+        rows = evaluate_model(model, data, column, columns, batch_size)
+    except MissingColumn as error:
+        raise ValueError(f"{error.found} Say which: --column, or --source-column and --target-column.") from None
+    _print_table(data, rows)
+
+
+def _class_of(directory: Path, adapter: Path | None) -> type:
+    """The class that a directory was saved as; with a classifier's adapter, that of the adapter."""
+    import kerasllm
+    from kerasllm.compression.command import saved_class
+    from kerasllm.tuning.files import saved_labels
+
+    saved = saved_class(directory)
+    labels = adapter and saved_labels(adapter)
+    return kerasllm.TextClassifier if labels and saved is not kerasllm.TokenClassifier else saved
 
 
 @command
@@ -435,6 +472,7 @@ def quantize(
     """Make a model smaller, and measure what it cost and brought."""
     _use(backend)
     from kerasllm.compression.command import quantize_directory
+    from kerasllm.locks import only_writer
 
     output = output or directory.with_name(f"{directory.name}-{'mixed' if search else mode}")
     options = {
@@ -444,7 +482,8 @@ def quantize(
         "activations": activations,
         "calibration": calibration,
     }
-    rows = quantize_directory(directory, output, eval_, mode, options, search, engine, smooth)
+    with only_writer(output):
+        rows = quantize_directory(directory, output, eval_, mode, options, search, engine, smooth)
     _print_table(f"{directory} → {output}", rows)
 
 
@@ -464,9 +503,11 @@ def prune(
     """Set weights to zero, or take heads, neurons and blocks away, and measure what it cost and brought."""
     _use(backend)
     from kerasllm.compression.command import prune_directory
+    from kerasllm.locks import only_writer
 
     output = output or directory.with_name(f"{directory.name}-pruned")
-    rows = prune_directory(directory, output, eval_, method, sparsity, heads, neurons, layers, calibration)
+    with only_writer(output):
+        rows = prune_directory(directory, output, eval_, method, sparsity, heads, neurons, layers, calibration)
     _print_table(f"{directory} → {output}", rows)
 
 
@@ -487,10 +528,12 @@ def distil(
     """Train a smaller model to answer as a saved one does."""
     _use(backend)
     from kerasllm.compression.command import distil_directory
+    from kerasllm.locks import only_writer
 
     output = output or directory.with_name(f"{directory.name}-student")
     settings = {"divergence": divergence, "temperature": temperature, "hard": hard}
-    rows = distil_directory(directory, output, data, num_layers, steps, learning_rate, batch_size, **settings)
+    with only_writer(output):
+        rows = distil_directory(directory, output, data, num_layers, steps, learning_rate, batch_size, **settings)
     _print_table(f"{directory} → {output}", rows)
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import kerasllm
 from kerasllm.cli import app
 from kerasllm.sizes import figures
 
@@ -157,3 +158,12 @@ def test_info_counts_gpt2():
     assert table["weights"] == "498 MB float32, 249 MB bfloat16"
     assert table["training, AdamW"].startswith("1.99 GB float32")
     assert "855 MFLOP trained" in table["FLOPs a token"]
+
+
+def test_the_version_is_printed():
+    assert run("--version") == f"kerasllm {kerasllm.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", ["train quickstart --data a --data b", "info a --batch-size 2 --batch-size 2"])
+def test_an_option_given_twice_is_refused(arguments):
+    assert "more than once" in run(*arguments.split(), code=2)

@@ -15,11 +15,11 @@ def check_messages(messages: Sequence[dict], place: str = "The conversation", ne
         messages: dicts with a "role", one of `ROLES`, and a "content", text. Other keys are passed on, unless they
             are `None`. Roles need not alternate.
         place: what the conversation is called in errors.
-        needs_answer: whether there must be an assistant turn to learn from.
+        needs_answer: whether there must be an assistant turn to learn from: one without a "weight" of 0.
 
     Raises:
         ValueError: no messages, one that is not a dict, an unknown role, a content that is not text, or no assistant
-            turn where one is needed. The message's number is named, from 1.
+            turn where one is needed, or a weight there that is neither 0 nor 1. The message's number is named, from 1.
 
     Example:
 
@@ -44,14 +44,25 @@ def check_messages(messages: Sequence[dict], place: str = "The conversation", ne
                 f"{place}, message {number}: the content must be text. Received: {_short(message['content'])} of type "
                 f"{type(message['content']).__name__}"
             )
-    if needs_answer and all(message["role"] != "assistant" for message in messages):
-        roles = ", ".join(message["role"] for message in messages[:8])
+        weight = message.get("weight")
+        if needs_answer and (isinstance(weight, bool) or weight not in (None, 0, 1)):
+            raise ValueError(
+                f"{place}, message {number}: the weight is 1 for an answer to learn, and 0 for one to read only. "
+                f"Received: weight={weight!r}"
+            )
+    if needs_answer and not any(is_learned(message) for message in messages):
+        roles = ", ".join(message["role"] + " (weight 0)" * (message.get("weight") == 0) for message in messages[:8])
         raise ValueError(f"{place} has no assistant turn, so there is nothing to learn from it. Roles: {roles}")
     try:
         plain = json.loads(json.dumps(messages))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{place} must be made of what JSON can hold: {error}") from None
     return [{key: value for key, value in message.items() if value is not None} for message in plain]
+
+
+def is_learned(message: dict) -> bool:
+    """Whether a message is an answer to train on."""
+    return message["role"] == "assistant" and message.get("weight") != 0
 
 
 def _short(value: object) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerasllm.chat.messages import check_messages
+from kerasllm.chat.messages import check_messages, is_learned
 from kerasllm.chat.template import DEFAULT_TEMPLATE, render_template
 from kerasllm.tokenizers import Tokenizer
 
@@ -68,7 +68,7 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[dict]) -> list[int]:
 
 
 def encode_conversation(tokenizer: Tokenizer, messages: Sequence[dict]) -> ChatTokens:
-    """Token ids of a whole conversation, and which of them are answers.
+    """Token ids of a whole conversation, and which of them are answers. One whose "weight" is 0 does not count.
 
     Where the template has `{% generation %}` blocks, these are the answers. Otherwise an answer is what the text has
     more with an assistant turn than without it, the generation prompt left out, up to the last special token.
@@ -88,7 +88,7 @@ def encode_conversation(tokenizer: Tokenizer, messages: Sequence[dict]) -> ChatT
     starts, stops = np.array(offsets).reshape(-1, 2).T
     is_answer, derived = np.zeros(len(ids), bool), answers is None
     special = {tokenizer.token_to_id(token) for token in tokenizer.special_tokens}
-    for start, stop in _answers(tokenizer, messages, whole) if derived else answers:
+    for start, stop in _answers(tokenizer, messages, whole) if derived else _learned(answers, messages):
         places = np.flatnonzero((starts < stop) & (stops > start))
         ends = [place for place in places if ids[place] in special]
         is_answer[places[places <= ends[-1]] if derived and ends else places] = True
@@ -125,10 +125,23 @@ def _rendered(tokenizer, messages, add_generation_prompt=False):
     return render_template(template_of(tokenizer), messages, tokenizer.role_tokens, add_generation_prompt)
 
 
+def _learned(blocks, messages):
+    """The blocks of a template that are of answers to learn."""
+    turns = [message for message in messages if message["role"] == "assistant"]
+    if all(map(is_learned, turns)):
+        return blocks
+    if len(blocks) != len(turns):
+        raise ValueError(
+            f"The chat template has {len(blocks)} {{% generation %}} blocks for {len(turns)} answers, so those of "
+            "weight 0 cannot be told. Leave these conversations out."
+        )
+    return [block for block, turn in zip(blocks, turns) if is_learned(turn)]
+
+
 def _answers(tokenizer, messages, whole):
     """Where the answers are in the text, found by leaving them out."""
     for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if not is_learned(message):
             continue
         before = _rendered(tokenizer, messages[:number], True).text
         after = _rendered(tokenizer, messages[: number + 1]).text

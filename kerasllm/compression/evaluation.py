@@ -85,7 +85,8 @@ def _labelled(model, source, max_tokens: int) -> list[Batch]:
             "`evaluate`, before and after. Received: multi_label=True"
         )
     texts, labels = zip(*read_pairs(source)[: max(1, max_tokens // TOKENS_A_TEXT)])
-    inputs, labels = model.as_inputs(list(texts)), np.asarray(label_ids(list(labels), model.labels))
+    labels = [label.strip() for label in labels]
+    inputs, labels = model.as_inputs(list(texts)), np.asarray(label_ids(labels, model.labels))
     parts = [slice(begin, begin + ROWS) for begin in range(0, len(labels), ROWS)]
     return [
         Batch({name: x[part] for name, x in inputs.items()}, labels[part], np.ones(len(labels[part]), "bool"))

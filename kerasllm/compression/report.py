@@ -124,10 +124,13 @@ def save_report(report: dict, directory) -> None:
 
 
 def _notes(report: dict) -> list[str]:
+    schemes = [row["scheme"] for row in report["layers"]]
+    if not schemes:
+        return []  # Pruned, and not quantized.
     notes, speed = [], report["tokens_per_second"]
     if speed and speed["after"] < speed["before"]:
         share = speed["after"] / speed["before"]
         notes.append(f"Slower than before quantizing: {share:.2f} of the tokens a second, with {report['engine']}.")
-    if report["size_ratio"] > 0.95:
+    if report["size_ratio"] > 0.95 and any("float8" in scheme for scheme in schemes):
         notes.append("No smaller: float8 quantizes what is computed in training, and keeps the weights.")
     return notes

@@ -11,7 +11,8 @@ from kerasllm.chat.tokens import encode_conversation
 from kerasllm.data import tasks
 from kerasllm.data.dataset import TokenDataset
 from kerasllm.data.shards import TokenShards
-from kerasllm.data.sources import not_text, read_rows, source_files
+from kerasllm.data.sources import refuse_tables, source_files
+from kerasllm.data.tables import not_text, read_rows
 from kerasllm.objectives.instruction import Instruction
 from kerasllm.tokenizers import Tokenizer
 
@@ -26,9 +27,9 @@ def read_conversations(source: ConversationSource) -> list[Messages]:
     Args:
         source: one of
 
-            - a `.jsonl`, `.csv` or `.parquet` file, a folder or a glob of such files, or `"hf:NAME"` or
-              `"hf:NAME:SPLIT"` (a Hugging Face dataset), with one conversation a row: a column `messages`, which holds
-              a list of dicts with "role" and "content", or the columns `prompt` and `response`;
+            - a table, as `read_pairs` takes it, with one conversation a row: a column `messages`, which holds a list of
+              dicts with "role" and "content", or the columns `prompt` and `response`. An answer whose "weight" is 0,
+              in its message or its row, is read and not learned;
             - `"builtin:conversations"` (10,000, about dates and numbers), with `":validation"` after it for the
               held-out part (200); see `kerasllm.data.tasks.conversations`;
             - an iterable of lists of messages, of dicts as such a row, or of paths.
@@ -180,6 +181,7 @@ def _count_answers(is_answer: np.ndarray, limit: int | None = None) -> int:
 
 def _read(source: ConversationSource) -> Iterator[Messages]:
     if not isinstance(source, str | os.PathLike):
+        refuse_tables(source, 'table["messages"], or a list of dicts')
         for number, item in enumerate(source):
             if isinstance(item, str | os.PathLike):
                 yield from _read(item)
@@ -191,7 +193,7 @@ def _read(source: ConversationSource) -> Iterator[Messages]:
     else:
         tables = [source] if str(source).startswith("hf:") else source_files(source)
         for table in tables:
-            for place, row in read_rows(table, ()):
+            for place, row in read_rows(table, ("messages",), ("prompt", "response"), optional=("weight",)):
                 yield check_messages(_messages(row, place), place, True)
 
 
@@ -207,7 +209,9 @@ def _messages(row: dict, place: str) -> list[dict]:
     for column in ("prompt", "response"):
         if not isinstance(row[column], str):
             raise not_text(place, column, row[column])
-    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+    weight = {"0": 0, "1": 1}.get(row.get("weight"), row.get("weight"))  # In CSV it is text.
+    answer = {"role": "assistant", "content": row["response"], "weight": weight}
+    return [{"role": "user", "content": row["prompt"]}, answer]
 
 
 def _read_builtin(name: str) -> list[Messages]:

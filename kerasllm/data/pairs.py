@@ -4,27 +4,31 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from kerasllm.data import tasks
-from kerasllm.data.sources import not_text, read_rows, source_files
+from kerasllm.data.sources import refuse_tables, source_files
+from kerasllm.data.tables import not_text, read_rows
 
 Pair = tuple[str, str]
 PairSource = str | os.PathLike | Iterable[Pair] | Iterable[str | os.PathLike]
 
+COLUMNS = (("source", "target"), ("text", "label"))  # of tables, where none are given: the first two that are there
 _NUM_GENERATED = {"train": 50_000, "validation": 1_000}
 
 
-def read_pairs(source: PairSource, columns: Sequence[str] = ("source", "target")) -> list[Pair]:
+def read_pairs(source: PairSource, columns: Sequence[str] | None = None) -> list[Pair]:
     """The pairs of texts of a source: a text and its target, a text and its label, two texts that belong together.
 
     Args:
         source: one of
 
-            - a `.jsonl`, `.csv` or `.parquet` file, a folder or a glob of such files, a list of them, or `"hf:NAME"`
-              or `"hf:NAME:SPLIT"` (a Hugging Face dataset): one pair a row;
+            - a table, `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, perhaps compressed (`.gz`, `.bz2`,
+              `.xz`, `.zst`), a folder or a glob of such files, a list of them, or `"hf:NAME"` or `"hf:NAME:SPLIT"` (a
+              Hugging Face dataset): one pair a row;
             - `"builtin:dates"` or `"builtin:number-words"` (50,000 pairs), `"builtin:source-lines"`,
               `"builtin:source-lines-marked"` (with the `#` of comments) or `"builtin:docstrings"`, with
               `":validation"` after it for the held-out part (1,000 dates or numbers); see `kerasllm.data.tasks`;
             - an iterable of 2-tuples of strings.
-        columns: the two columns of a table.
+        columns: the two columns of a table; `source` and `target`, or else `text` and `label`, when left out. A whole
+            number in the second becomes its digits.
 
     Returns:
         List of `(source, target)`.
@@ -42,19 +46,22 @@ def read_pairs(source: PairSource, columns: Sequence[str] = ("source", "target")
     held_out = read_pairs("builtin:dates:validation")
     ```
     """
-    if isinstance(columns, str) or len(columns) != 2 or not all(isinstance(column, str) for column in columns):
-        raise ValueError(f"`columns` must be the names of two columns. Received: {columns!r}")
-    pairs = list(_read(source, columns))
+    choices = COLUMNS if columns is None else (columns,)
+    for names in choices:
+        if isinstance(names, str) or len(names) != 2 or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"`columns` must be the names of two columns. Received: {columns!r}")
+    pairs = list(_read(source, choices))
     if not pairs:
         raise ValueError(f"There are no pairs in this source: it is empty. Received: {source!r}")
     return pairs
 
 
-def _read(source: PairSource, columns: Sequence[str]) -> Iterator[Pair]:
+def _read(source: PairSource, choices: Sequence[Sequence[str]]) -> Iterator[Pair]:
     if not isinstance(source, str | os.PathLike):
+        refuse_tables(source, 'list(zip(table["text"], table["label"]))')
         for index, item in enumerate(source):
             if isinstance(item, str | os.PathLike):
-                yield from _read(item, columns)
+                yield from _read(item, choices)
             else:
                 yield _check_pair(index, item)
     elif str(source).startswith("builtin:"):
@@ -62,8 +69,9 @@ def _read(source: PairSource, columns: Sequence[str]) -> Iterator[Pair]:
     else:
         tables = [source] if str(source).startswith("hf:") else source_files(source)
         for table in tables:
-            for place, row in read_rows(table, columns):
-                yield tuple(_text(row[column], column, place) for column in columns)
+            for place, row in read_rows(table, *choices, remedy="Say which hold the texts with columns=..."):
+                first, second = next(names for names in choices if row.keys() >= set(names))
+                yield _text(row[first], first, place), _text(_digits(row[second]), second, place)
 
 
 def _check_pair(index: int, item: object) -> Pair:
@@ -75,8 +83,13 @@ def _check_pair(index: int, item: object) -> Pair:
     return tuple(item)
 
 
+def _digits(value: object) -> object:
+    """Labels are often numbers, which CSV has as text, and other tables as they are."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _text(value: object, column: str, place: str) -> str:
-    # An empty cell of CSV is empty text; a cell that is not there, or null, is a hole in the table.
+    # An empty cell of CSV is empty text; null is a hole in the table.
     if not isinstance(value, str):
         raise not_text(place, column, value)
     return value

@@ -10,8 +10,10 @@ from kerasllm.compression.mixin import Quantizable
 from kerasllm.config import TransformerConfig
 from kerasllm.graph_frames import short_frames
 from kerasllm.layers.inner import inner
+from kerasllm.locks import only_writer
 from kerasllm.losses import check_loss_options, linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
+from kerasllm.models.finite import warn_if_not_finite
 from kerasllm.models.id_range import IdRange
 from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, split_rows, task_data
 from kerasllm.models.keras_files import KerasFiles
@@ -421,10 +423,15 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         Args:
             directory: where to; it is made if it is not there.
             max_shard_bytes: weights larger than this are written to several files, with an index.
+
+        Raises:
+            ValueError: a file is in the way, or another process writes into the directory.
+            OSError: it cannot be written.
         """
         from kerasllm.interop.presets import save_to_preset
 
-        with self.whole_config():
+        warn_if_not_finite(self)
+        with only_writer(directory), self.whole_config():
             save_to_preset(self, directory, max_shard_bytes)
         if self._adapters is None or self._adapters.originals is None:  # Merged weights are not an adapter's base.
             self._preset = directory

@@ -7,6 +7,7 @@ from pathlib import Path
 from kerasllm.files import written_aside
 from kerasllm.interop import own
 from kerasllm.interop.presets import family_for
+from kerasllm.locks import only_writer
 from kerasllm.serving.card import export_card
 from kerasllm.tuning.model_adapters import state_of
 
@@ -149,9 +150,10 @@ def _filled(directory: Path):
             aside.mkdir()
             yield aside
         return
-    with written_aside(directory / ".export") as aside:
-        aside.mkdir()
-        yield aside
-    for path in (directory / ".export").iterdir():
-        os.replace(path, directory / path.name)
-    (directory / ".export").rmdir()
+    with only_writer(directory):
+        with written_aside(directory / ".export") as aside:
+            aside.mkdir()
+            yield aside
+        for path in (directory / ".export").iterdir():
+            os.replace(path, directory / path.name)
+        (directory / ".export").rmdir()

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from kerasllm.locks import WriterLock
 from kerasllm.training.checkpoint import latest
 from kerasllm.training.tasks import FIGURES
 from kerasllm.training.throughput import Throughput
@@ -92,9 +93,14 @@ class _RecordFile(Watcher):
         super().__init__()
         self.path = Path(path)
         self.records: list[str] = []
+        self._lock = None
 
     def on_train_begin(self, logs=None):
+        self._lock = WriterLock(self.path, is_file=True)
         self._began = False
+
+    def on_train_end(self, logs=None):
+        self._lock.release()
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch)

@@ -16,6 +16,7 @@ import numpy as np
 
 from kerasllm.data.counted import CountedDataset
 from kerasllm.files import written_aside
+from kerasllm.locks import WriterLock
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Keras callbacks keep their state in plain attributes.
@@ -56,7 +57,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Raises:
         Interrupted: a signal came; the checkpoint is written.
-        ValueError: a checkpoint is damaged or belongs to another model.
+        ValueError: a checkpoint is damaged or belongs to another model, or another process trains into the directory.
         OSError: it could not be written; the ones before it are still there.
 
     Example:
@@ -84,6 +85,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._random_state: dict[str, np.ndarray] = {}
         self._signal = None
         self._old_handlers = {}
+        self._lock = None
 
     # When to save -----------------------------------------------------------------------------------------------
 
@@ -91,9 +93,9 @@ class Checkpoint(keras.callbacks.Callback):
         self._history, self._pending, self._signal = {}, None, None
         self._start_step = self.resumed_step = 0
         self.model._initial_epoch = None
-        if self.directory.is_dir():
-            for leftover in self.directory.glob(".step-*.tmp"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        self._lock = WriterLock(self.directory)
+        for leftover in self.directory.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
         if self.every_steps and not isinstance(self.model.train_data, CountedDataset):
             raise ValueError(
                 "Checkpoints within an epoch need data whose order is counted: strings, arrays or a kerasllm dataset. "
@@ -152,6 +154,8 @@ class Checkpoint(keras.callbacks.Callback):
             signal.signal(number, handler)
         self._old_handlers = {}
         self.model._initial_epoch = None
+        if self._lock is not None:
+            self._lock.release()
 
     def _on_signal(self, number, frame):
         if self._signal is not None:
@@ -182,7 +186,11 @@ class Checkpoint(keras.callbacks.Callback):
             "history": self._history,
             "callbacks": callbacks,
         }
-        write(self.directory / f"step-{global_step:08d}", arrays, state)
+        try:
+            write(self.directory / f"step-{global_step:08d}", arrays, state)
+        except OSError:
+            self.on_train_end()  # Keras does not call it when training ends in an error.
+            raise
         for old in _all(self.directory)[: -self.keep]:
             shutil.rmtree(old)
 

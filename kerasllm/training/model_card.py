@@ -94,9 +94,13 @@ def model_card(recipe: Recipe, model, output: Path, mfu_denominator: str | None 
             f"{config.vocabulary_size} ({model.tokenizer.kind} tokenizer). Trained {began}."
         ),
         figures="\n".join(f"| {name} | {value} |" for name, value in _figures(recipe, output, mfu_denominator)),
-        data=(f"`{source}`; {recipe.data.validation_fraction:.0%} of it, the end, was kept for validation."),
+        data=f"`{source}`; {recipe.data.validation_fraction:.0%} of it, {_end(task)}, was kept for validation.",
         recipe=recipe.to_yaml(),
     )
+
+
+def _end(task: str) -> str:
+    return "the last rows of each label" if task == "TextClassifier" else "the end"
 
 
 def _load(recipe: Recipe, task: str, labels: list[str] | None, name: str) -> str:

@@ -13,7 +13,9 @@ from kerasllm.chat.template import DEFAULT_TEMPLATE, render_template
 from kerasllm.chat.tokens import template_of
 from kerasllm.data import TokenDataset, from_text, read_texts
 from kerasllm.data.chat import conversation_data
+from kerasllm.data.sources import source_files
 from kerasllm.files import written_aside
+from kerasllm.locks import LOCK_FILE, only_writer
 from kerasllm.models.language_model import LanguageModel
 from kerasllm.tokenizers import Tokenizer
 from kerasllm.training.callbacks import Figure, JSONLLogger, Progress, Samples, StopOnNaN, Throughput
@@ -21,12 +23,14 @@ from kerasllm.training.checkpoint import Checkpoint, latest
 from kerasllm.training.model_card import model_card
 from kerasllm.training.optimizers import OPTIMIZERS
 from kerasllm.training.plots import plot_curves
-from kerasllm.training.recipe import WHOLE_MODEL, Recipe, differing_keys, load_recipe
-from kerasllm.training.tasks import TASKS, fit_arguments, model_options, split_pairs
+from kerasllm.training.recipe import WHOLE_MODEL, Recipe, Training, differing_keys, load_recipe
+from kerasllm.training.tasks import TASKS, fit_arguments, label_counts, model_options, split_pairs
 from kerasllm.tuning.features import cache_features
 from kerasllm.tuning.forgetting import release
 from kerasllm.tuning.freezing import trained
 from kerasllm.tuning.methods import ADAPTER, prepare, with_rates
+
+EXTENDING = ("training.steps", "training.evaluate_every")  # What a resumed run may be given anew, see `_check_steps`.
 
 
 def train(
@@ -45,8 +49,9 @@ def train(
 
     Args:
         recipe: a `Recipe`, the name of one, or the path of a YAML file.
-        output: the directory; it must be new or empty, unless `resume`.
-        resume: go on from the newest checkpoint in `output`, with the same recipe; begin if there is none.
+        output: the directory; it must be new or empty, unless `resume`. No other process may write into it meanwhile.
+        resume: go on from the newest checkpoint in `output`, with the same recipe, of which only `training.steps` may
+            be another: more of them extend a finished run. Begin if there is no checkpoint.
         data: the text, in place of the recipe's `data.source`.
         console: where to report; standard output when left out.
 
@@ -69,11 +74,15 @@ def train(
     if data is not None:
         recipe = replace(recipe, data=replace(recipe.data, source=os.fspath(data)))
     output, console = Path(output), console or Console()
-    _check_directory(output, recipe, resume)
+    _check_source(recipe)
+    with only_writer(output):
+        _check_directory(output, recipe, resume)
+        return _train(recipe, output, resume, console)
 
+
+def _train(recipe: Recipe, output: Path, resume: bool, console: Console) -> LanguageModel:
     keras.utils.set_random_seed(recipe.training.seed)
     task = TASKS[recipe.task]
-    _check_source(recipe)
     pairs, held_out = split_pairs(recipe.data, task) if task.objective is None else (None, None)
     tokenizer = _tokenizer(recipe, output, pairs)
     cls, options = getattr(kerasllm, task.model), model_options(task, pairs)
@@ -109,11 +118,15 @@ def train(
         f"{keras.backend.backend()}",
         highlight=False,
     )
+    if getattr(model, "labels", None) and pairs is not None:
+        console.print(label_counts(pairs), highlight=False, markup=False)
     if recipe.start_from is not None:
         counts = trained(model)
         console.print(f"{recipe.tuning.method}: {counts.parameters:,} parameters are trained", highlight=False)
     if resume and (checkpoint := latest(output / "checkpoints")):
-        console.print(f"Resuming from {checkpoint}", highlight=False)
+        is_over = _batches_done(output) >= recipe.training.steps * recipe.training.accumulation
+        more = "; the run is finished: give it more with --set training.steps=..." if is_over else ""
+        console.print(f"Resuming from {checkpoint}{more}", highlight=False)
 
     progress, throughput = Progress(console), Throughput()
     callbacks = _callbacks(recipe, output, resume, progress, throughput, console, held_out)
@@ -142,9 +155,7 @@ def train(
 
 
 def _check_directory(output: Path, recipe: Recipe, resume: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"The output {str(output)!r} is a file. Choose a new directory.")
-    if not output.exists() or not any(output.iterdir()):
+    if not any(path.name != LOCK_FILE for path in output.iterdir()):
         return
     saved = output / "recipe.yaml"
     if not resume:
@@ -152,17 +163,39 @@ def _check_directory(output: Path, recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"The output directory {str(output)!r} is not empty. Choose another{going_on}.")
     if not saved.is_file():
         raise ValueError(f"There is no run to resume in {str(output)!r}: it has no recipe.yaml.")
-    if differing := differing_keys(recipe, load_recipe(saved)):
+    before = load_recipe(saved)
+    if differing := [key for key in differing_keys(recipe, before) if key not in EXTENDING]:
         raise ValueError(
             f"The run in {str(output)!r} was begun with another recipe: {', '.join(differing)} differ. "
-            f"Resume with the same one, {str(saved)!r}, or choose another directory."
+            f"Resume with the same one, {str(saved)!r}, or choose another directory. Only training.steps may change."
         )
+    _check_steps(output, recipe.training, before.training)
+
+
+def _check_steps(output: Path, now: Training, before: Training) -> None:
+    """A run goes on to more steps than it was begun with, or to fewer, if it has not made them yet."""
+    if now.steps_per_evaluation != before.steps_per_evaluation:
+        raise ValueError(
+            f"The run in {str(output)!r} was begun with evaluations every {before.steps_per_evaluation} steps. Resume "
+            f"it with --set training.evaluate_every={before.steps_per_evaluation}. "
+            f"Received: steps={now.steps}, evaluate_every={now.evaluate_every}"
+        )
+    if (done := _batches_done(output) // now.accumulation) > now.steps:
+        raise ValueError(f"The run in {str(output)!r} has made {done} steps already. Received: steps={now.steps}")
+
+
+def _batches_done(output: Path) -> int:
+    """Batches that the newest checkpoint has seen."""
+    checkpoint = latest(output / "checkpoints")
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
 def _check_source(recipe: Recipe) -> None:
+    """Finds out what is not there before anything is made."""
     if recipe.data.source is None:
         wanted = f" ({recipe.data.wanted})" if recipe.data.wanted else ""
         raise ValueError(f"The recipe {recipe.name!r} needs a text{wanted}: give it with --data PATH.")
+    source_files(recipe.data.source)
 
 
 def _tokenizer(recipe: Recipe, output: Path, pairs: list | None) -> Tokenizer:

@@ -4,6 +4,7 @@ Imports no backend, so that recipes are checked at once.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 from kerasllm.tokenizers import DEFAULT_SPECIAL_TOKENS
@@ -93,16 +94,76 @@ FIGURES = tuple(dict.fromkeys(f"val_{task.figure[0]}" for task in TASKS.values()
 
 def split_pairs(data, task: Task) -> tuple[list, list | None]:
     """(training pairs, validation pairs) of a recipe's `Data`, or conversations, if the task is on these; what is
-    built in has a held-out part of its own."""
-    from kerasllm.data.chat import read_conversations, split_examples
-    from kerasllm.data.pairs import read_pairs
+    built in has a held-out part of its own.
 
-    options = {} if task.conversations else {"columns": (data.source_column, data.target_column)}
+    Raises:
+        ValueError: see `read_pairs` and `read_conversations`; or a label that is empty.
+    """
+    from kerasllm.data.chat import read_conversations, split_examples
+    from kerasllm.data.pairs import COLUMNS, read_pairs
+    from kerasllm.data.tables import MissingColumn
+
+    columns = (data.source_column, data.target_column)
+    options = {} if task.conversations else {"columns": None if columns == COLUMNS[0] else columns}
     read = read_conversations if task.conversations else read_pairs
-    pairs = read(data.source, **options)
+    try:
+        pairs = read(data.source, **options)
+    except MissingColumn as error:
+        remedy = "Say which with data.source_column and data.target_column: --set data.source_column=NAME."
+        raise ValueError(error.found if task.conversations else f"{error.found} {remedy}") from None
+    is_labelled = task.model == "TextClassifier"
+    if is_labelled:
+        pairs = stripped_labels(pairs)
     if data.validation_fraction and str(data.source).startswith("builtin:"):
         return pairs, read(f"{data.source}:validation", **options)
+    if is_labelled and data.validation_fraction:
+        return split_by_label(pairs, data.validation_fraction)
     return split_examples(pairs, data.validation_fraction)
+
+
+def stripped_labels(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Pairs of texts and labels, without white space around the labels.
+
+    Raises:
+        ValueError: a label is empty, or there is only one.
+    """
+    pairs = [(text, label.strip()) for text, label in pairs]
+    if empty := [text for text, label in pairs if not label]:
+        raise ValueError(f"{len(empty)} of {len(pairs)} rows have an empty label, the first that of {empty[0][:80]!r}.")
+    if len(labels := {label for _, label in pairs}) == 1:
+        raise ValueError(f"All {len(pairs)} rows have the label {labels.pop()!r}: there is nothing to tell apart.")
+    return pairs
+
+
+def split_by_label(pairs: Sequence[tuple[str, str]], validation_fraction: float) -> tuple[list, list]:
+    """(those to train on, those to validate on): the last rows of each label, which take turns.
+
+    The first row of a label is never held out.
+
+    Raises:
+        ValueError: there are too few rows.
+    """
+    totals, seen, order = Counter(label for _, label in pairs), Counter(), []
+    for index, (_, label) in enumerate(pairs):
+        if seen[label]:
+            order.append(((seen[label] + 0.5) / totals[label], index))
+        seen[label] += 1
+    count = min(int(len(pairs) * validation_fraction), len(order))
+    if not count:
+        raise ValueError(
+            f"There are too few examples to keep some for validation. Received: {len(pairs)}, "
+            f"validation_fraction={validation_fraction}"
+        )
+    held_out = [index for _, index in sorted(order)[-count:]]
+    kept = set(held_out)
+    return [pair for index, pair in enumerate(pairs) if index not in kept], [pairs[index] for index in held_out]
+
+
+def label_counts(pairs: Sequence[tuple[str, str]], most: int = 20) -> str:
+    """The labels and how many rows each has, in words."""
+    counts = sorted(Counter(label for _, label in pairs).items())
+    more = f" and {len(counts) - most} more" if len(counts) > most else ""
+    return f"{len(counts)} labels: {', '.join(f'{label!r} {count:,}' for label, count in counts[:most])}{more}"
 
 
 def model_options(task: Task, pairs: Sequence[tuple[str, str]] | None) -> dict:

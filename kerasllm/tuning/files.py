@@ -9,6 +9,7 @@ import numpy as np
 
 from kerasllm.files import check_together, written_together
 from kerasllm.interop.weight_files import DTYPES, read_json, tensors_of
+from kerasllm.locks import only_writer
 from kerasllm.tuning.bottleneck import Bottleneck
 from kerasllm.tuning.delta import numpy
 from kerasllm.tuning.fingerprint import directory_of_base, fingerprint
@@ -54,7 +55,8 @@ def save_adapter(model: keras.Model, directory, name: str = "default") -> None:
     config["kerasllm"] = {**config.get("kerasllm", {}), "fingerprint": state_of(model).fingerprint}
     if getattr(model, "labels", None):
         config["kerasllm"]["labels"] = model.labels
-    _write(Path(directory), config, tensors)
+    with only_writer(directory):
+        _write(Path(directory), config, tensors)
 
 
 def load_adapter(model: keras.Model, directory, name: str = "default") -> None:

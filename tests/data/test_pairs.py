@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from kerasllm.data import sources, tasks
+from kerasllm.data import tasks, text_files
 from kerasllm.data.pairs import read_pairs
 
 pytestmark = pytest.mark.one_backend
@@ -39,11 +39,15 @@ def test_tables(suffix, tmp_path):
     assert read_pairs(path, columns=["target", "source"]) == [pair[::-1] for pair in PAIRS]
     assert read_pairs(path, columns=("target", "target")) == [(target, target) for _, target in PAIRS]
     TABLES[suffix](path, PAIRS, columns=("text", "label"))
-    assert read_pairs(path, columns=("text", "label")) == PAIRS
-    with pytest.raises(ValueError, match=rf"table{suffix}.* no column 'source'. It has: id, text, label. .*columns="):
-        read_pairs(path)
-    with pytest.raises(ValueError, match=r"no column 'target'. It has: id, text, label"):
+    assert read_pairs(path) == read_pairs(path, columns=("text", "label")) == PAIRS
+    with pytest.raises(ValueError, match=r"no column 'target'. It has: id, text, label. .*columns="):
         read_pairs(path, columns=("text", "target"))
+    TABLES[suffix](path, PAIRS, columns=("a", "label"))
+    expected = (
+        rf"table{suffix}.* columns 'source' and 'target', or the columns 'text' and 'label'. It has: id, a, label"
+    )
+    with pytest.raises(ValueError, match=expected):
+        read_pairs(path)
 
 
 def test_lists_of_files_folders_and_globs(tmp_path):
@@ -87,7 +91,7 @@ def test_missing_and_empty_sources(tmp_path):
     with pytest.raises(ValueError, match=r"no pairs in this source.* Received: \[\]"):
         read_pairs([])
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"ends with \.jsonl, \.csv, \.parquet. Received: .*a\.txt"):
+    with pytest.raises(ValueError, match=r"ends with \.jsonl, .*\.parquet. Received: .*a\.txt"):
         read_pairs(tmp_path / "a.txt")
 
 
@@ -98,7 +102,8 @@ def test_two_columns_are_named(columns):
 
 
 @pytest.mark.parametrize(
-    "value, name", [(3, "3 of type int"), (None, "None of type NoneType"), (["a"], "of type list")]
+    "value, name",
+    [(0.5, "0.5 of type float"), (True, "True of type bool"), (None, "None of type NoneType"), (["a"], "of type list")],
 )
 def test_values_that_are_not_text(value, name, tmp_path):
     path = tmp_path / "rows.jsonl"
@@ -116,7 +121,9 @@ def test_values_that_are_not_text(value, name, tmp_path):
 def test_broken_files_are_named_with_the_place(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("source,target\na,b\nonly a source\n")
-    with pytest.raises(ValueError, match=r"rows\.csv, line 3: the column 'target' must hold text. Received: None"):
+    with pytest.raises(
+        ValueError, match=r"rows\.csv, line 3: the header has 2 columns \(source, target\), and this row 1"
+    ):
         read_pairs(path)
     path.write_bytes("source,target\nnaïve,b\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"rows\.csv is not UTF-8.* byte offset 16"):
@@ -126,13 +133,13 @@ def test_broken_files_are_named_with_the_place(tmp_path):
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is not JSON"):
         read_pairs(path)
     path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1 is not JSON"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, row 1 is not JSON"):
         read_pairs(path)
 
 
 def test_lines_and_fields_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_CHARACTERS", 100)
-    monkeypatch.setattr(sources, "LINE_CHARACTERS", 1000)
+    monkeypatch.setattr(text_files, "READ_BYTES", 100)
+    monkeypatch.setattr(text_files, "LINE_CHARACTERS", 1000)
     write_jsonl(tmp_path / "rows.jsonl", [("a" * 5000, "b")])
     with pytest.raises(ValueError, match=r"rows\.jsonl has a line longer than 1,000 characters"):
         read_pairs(tmp_path / "rows.jsonl")

@@ -144,7 +144,7 @@ def test_an_output_in_use_is_refused(trained, text, tmp_path):
         train(recipe(text), tmp_path)
     with pytest.raises(ValueError, match=r"no recipe\.yaml"):
         train(recipe(text), tmp_path, resume=True)
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match="A file is in the way"):
         train(recipe(text), tmp_path / "other.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
 

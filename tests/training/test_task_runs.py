@@ -10,7 +10,7 @@ import kerasllm
 from kerasllm.cli import app
 from kerasllm.training import train
 from kerasllm.training.recipe import Recipe, load_recipe
-from kerasllm.training.tasks import TASKS
+from kerasllm.training.tasks import TASKS, label_counts, split_by_label, stripped_labels
 
 TEXT = "the cat sat on the mat. the dog ran to the cat. a bird sang in the tree. " * 30
 PAIRS = [(f"{word} {number}", label) for number in range(20) for word, label in (("red", "warm"), ("blue", "cold"))]
@@ -31,6 +31,9 @@ def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     (folder / "text.txt").write_text(TEXT)
     (folder / "pairs.jsonl").write_text("".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in PAIRS))
+    labelled = sorted(f"{text}, {label} \n" for text, label in PAIRS)  # by label, last of all
+    labelled.sort(key=lambda line: line.rsplit(",")[-1])
+    (folder / "labelled.csv").write_text("text,label\n" + "".join(labelled))
     talks = "".join(json.dumps({"prompt": a, "response": b}) + "\n" for a, b in PAIRS)
     (folder / "talks.jsonl").write_text(talks)
     return folder
@@ -89,10 +92,11 @@ def test_a_task_trains_saves_and_loads(task, sources, tmp_path):
 
 def test_a_saved_model_is_tuned_to_another_task(sources, tmp_path):
     train(make_recipe("masked-lm", sources), tmp_path / "bert")
-    arguments = ["finetune", tmp_path / "bert", "--task", "classify", "--data", sources / "pairs.jsonl"]
+    arguments = ["finetune", tmp_path / "bert", "--task", "classify", "--data", sources / "labelled.csv"]
     arguments += ["--set", "steps=2", "--set", "evaluate_every=2", "--set", "warmup_steps=0"]
     result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--set", "data.sequence_length=16"]])
     assert result.exit_code == 0, result.output
+    assert "2 labels: 'cold' 18, 'warm' 18" in result.output
     tuned = tmp_path / "bert-classify"
     assert "Trained from bert" in (tuned / "README.md").read_text()
     result = CliRunner().invoke(app, ["classify", str(tuned), "red 3"])
@@ -118,9 +122,46 @@ def test_a_recipe_whose_parts_disagree_is_refused(changes, message, sources):
 def test_a_missing_column_is_named(sources, tmp_path):
     recipe = make_recipe("classify", sources).to_dict()
     recipe["data"]["target_column"] = "label"
-    with pytest.raises(ValueError, match=r"label.*source"):
+    with pytest.raises(ValueError, match=r"no column 'label'. It has: source, target. .*--set data.source_column=NAME"):
         train(Recipe.from_dict(recipe), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(
+    ("labels", "fraction", "held_out"),
+    [
+        ("aaaaabbbbb", 0.2, "ab"),  # sorted: the last two alone would both be b
+        ("ababababab", 0.2, "ab"),
+        ("aaaaaaaaab", 0.2, "aa"),  # the only b is learned
+        ("aaaabbbbcccc", 0.25, "abc"),
+        ("aaaaaabbb", 0.4, "aab"),
+        ("ab", 0.9, None),
+    ],
+)
+def test_the_part_held_out_has_all_labels(labels, fraction, held_out):
+    pairs = [(str(i), label) for i, label in enumerate(labels)]
+    if held_out is None:
+        with pytest.raises(ValueError, match="too few examples"):
+            split_by_label(pairs, fraction)
+        return
+    train_pairs, validation = split_by_label(pairs, fraction)
+    assert sorted(label for _, label in validation) == sorted(held_out)
+    assert sorted(train_pairs + validation) == sorted(pairs)
+    assert train_pairs == sorted(train_pairs, key=lambda pair: int(pair[0]))
+    # The first few validation rows, which `evaluate_steps` takes, have all labels, too.
+    several = {label for label in labels if labels.count(label) > 1}
+    assert {label for _, label in validation[: len(several)]} == several
+
+
+@pytest.mark.one_backend
+def test_labels_are_stripped_and_an_empty_one_is_refused():
+    assert stripped_labels([("x", " neg"), ("y", "neg\n"), ("z", "pos")]) == [("x", "neg"), ("y", "neg"), ("z", "pos")]
+    with pytest.raises(ValueError, match=r"2 of 3 rows have an empty label, the first that of 'y'"):
+        stripped_labels([("x", "neg"), ("y", " "), ("z", "")])
+    with pytest.raises(ValueError, match="All 2 rows have the label 'neg'"):
+        stripped_labels([("x", "neg"), ("y", " neg")])
+    assert label_counts([("x", str(i)) for i in range(25)]).endswith("'3' 1, '4' 1 and 5 more")
 
 
 def test_every_recipe_of_ours_is_whole():
