@@ -541,7 +541,7 @@ def distil(
 def serve(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Saved models; each goes by its name.")],
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
+    port: Annotated[int, typer.Option(help="Where to listen; any free one, which the log names, when 0.")] = 8000,
     api_key: Annotated[str | None, typer.Option(help="What clients must send; KERASLLM_API_KEY when left out.")] = None,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=DIR", help="An adapter of the first model, as a model of its own.")
@@ -589,7 +589,7 @@ def serve(
 def playground(
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="A model of yours, to begin with.")] = None,
     host: Annotated[str, typer.Option(help="Where to listen; beyond this machine only with --auth.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="A free one from 7860 on, when 0.")] = 0,
+    port: Annotated[int, typer.Option(help="A free one from 7860 on, when 0.")] = 0,
     auth: Annotated[str | None, typer.Option(metavar="NAME:PASSWORD", help="What the page asks for.")] = None,
     desktop: Annotated[bool, typer.Option("--desktop", help="In a window of its own.")] = False,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,

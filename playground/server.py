@@ -1,6 +1,7 @@
 """The server: where it listens, what it refuses, and how it opens in a window."""
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kerasllm.serving.listening import listen
 from playground.limits import MAX_UPLOAD_BYTES
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -59,8 +61,10 @@ def served(settings: Settings) -> Iterator[str]:
 
     Raises:
         ImportError: Gradio is not installed.
-        OSError: no port is free.
+        ValueError: no such port or host.
+        OSError: no port is free, or the address is not this machine's.
     """
+    sockets = _listen(settings.host, settings.port)  # before what takes long
     try:
         import gradio
         import uvicorn
@@ -77,8 +81,7 @@ def served(settings: Settings) -> Iterator[str]:
     warming = Warming(lambda: builtin_text(settings.root))
     demo = build(page, warming)
     demo.queue(default_concurrency_limit=4, max_size=64)
-    listening = _listen(settings.host, settings.port)
-    port = listening.getsockname()[1]
+    port = sockets[0].getsockname()[1]
     hosts = [*LOOPBACK, settings.host] if settings.host not in ("0.0.0.0", "::") else ["*"]
     api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     api.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
@@ -101,7 +104,7 @@ def served(settings: Settings) -> Iterator[str]:
         **look(),
     )
     server = uvicorn.Server(uvicorn.Config(api, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": sockets}, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.02)
@@ -161,16 +164,14 @@ def _shipped() -> Path:
     return inside if inside.is_dir() else inside.parent.parent / "saved_models"
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for each in [port] if port else range(FIRST_PORT, FIRST_PORT + PORTS):
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets at a port; at the first free one from 7860 on when it is 0."""
+    for each in [] if port else range(FIRST_PORT, FIRST_PORT + PORTS):
         try:
-            listening.bind((host, each))
-            return listening
+            return listen(host, each)
         except OSError as error:
-            listening.close()
-            if port:
-                raise OSError(error.errno, f"Port {port} is taken. Choose another with --port.") from None
+            if error.errno != errno.EADDRINUSE:
+                raise
+    if port:
+        return listen(host, port)
     raise OSError(f"No port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free. Choose one with --port.")

@@ -35,6 +35,7 @@ class Settings:
     Attributes:
         api_key: asked of every request but `/health`; nobody is asked without one.
         seconds: that a request may take.
+        patience: seconds that a client may send nothing of its request, or take nothing of its answer.
         max_body_bytes: of a request.
         cors_origins: origins whose pages may call the server; none when empty.
         log_text: whether what people send is logged.
@@ -42,6 +43,7 @@ class Settings:
 
     api_key: str | None = None
     seconds: float = 600.0
+    patience: float = 30.0
     max_body_bytes: int = 4 * 2**20
     cors_origins: Sequence[str] = ()
     log_text: bool = False
@@ -99,7 +101,8 @@ def make_app(models: Models, settings: Settings = Settings()) -> FastAPI:
     _add_adapters(app, models, settings)
     _add_state(app, models, metrics)
     app.openapi = lambda: _openapi(app, bool(settings.api_key))
-    app.add_middleware(Gate, settings.api_key, settings.max_body_bytes, metrics, settings.log_text)
+    gate = settings.api_key, settings.max_body_bytes, settings.patience, metrics, settings.log_text
+    app.add_middleware(Gate, *gate)
     if settings.cors_origins:  # Outside of the gate: a browser asks first, without the key.
         app.add_middleware(
             CORSMiddleware,

@@ -14,7 +14,6 @@ from kerasllm.serving.errors import ApiError
 from kerasllm.serving.replies import to_json
 
 OPEN_PATHS = ("/health",)
-BODY_SECONDS = 30.0
 logger = logging.getLogger("kerasllm.serving")
 
 
@@ -25,12 +24,14 @@ class Gate:
         app: of ASGI.
         api_key: what `Authorization: Bearer …` must say, for all paths but `/health`; nobody is asked without one.
         max_body_bytes: of a request.
+        patience: seconds that a body may take to come.
         metrics: counts requests.
         log_text: whether bodies of requests are logged: what people wrote.
     """
 
-    def __init__(self, app, api_key: str | None, max_body_bytes: int, metrics, log_text: bool = False):
-        self.app, self.max_body_bytes, self.metrics, self.log_text = app, max_body_bytes, metrics, log_text
+    def __init__(self, app, api_key: str | None, max_body_bytes: int, patience: float, metrics, log_text: bool = False):
+        self.app, self.max_body_bytes, self.patience = app, max_body_bytes, patience
+        self.metrics, self.log_text = metrics, log_text
         self._key = api_key and _digest(api_key.encode())
 
     async def __call__(self, scope, receive, send):
@@ -97,7 +98,7 @@ class Gate:
         self._check_size(int(length) if length.isdigit() else 0)
         parts, size = [], 0
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout(self.patience):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -109,7 +110,7 @@ class Gate:
                         return b"".join(parts)
         except TimeoutError:
             raise ApiError(
-                408, f"The body did not come within {BODY_SECONDS:g} seconds.", headers={"Connection": "close"}
+                408, f"The body did not come within {self.patience:g} seconds.", headers={"Connection": "close"}
             ) from None
 
     def _check_size(self, size: int) -> None:

@@ -42,7 +42,8 @@ class ModelProcess:
         info: what the process says of itself: task, limit (tokens), slots, adapters; empty until it is ready.
         stats: what it said last of its engine.
         adapters: directories by name, which a new process gets to load again.
-        failed: why it cannot be started at all, if so.
+        failed: why it cannot be loaded, if so.
+        was_ready: whether it has ever been loaded. A process that ends before that is not started again.
         pending: answers that were asked for and are not whole.
     """
 
@@ -53,13 +54,13 @@ class ModelProcess:
         self.info: dict = {}
         self.stats: dict = {}
         self.failed, self.restarts, self.since = "", 0, int(time.time())
-        self.pending = 0
+        self.pending, self.was_ready = 0, False
         self.changed = asyncio.Event()
         self._calls: dict[int, asyncio.Queue] = {}
         self._ids = itertools.count(1)
         self._process: asyncio.subprocess.Process | None = None
         self._silent_since: float | None = None  # while it owes an answer
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     @property
     def ready(self) -> bool:
@@ -70,9 +71,9 @@ class ModelProcess:
         return self._process.pid if self._process else None
 
     async def run(self) -> None:
-        """Keeps a process running until `stop`."""
+        """Keeps a process running until `stop`, or until the model turns out not to load."""
         pause = 0.5
-        while not self._stopping:
+        while not self._stopping.is_set():
             began = time.monotonic()
             try:
                 await self._live()
@@ -80,18 +81,26 @@ class ModelProcess:
                 logger.error("cannot start", extra={"model": self.name, "error": str(error)})
             finally:
                 self._lost()
-            if self._stopping:
+            if self._stopping.is_set():
+                return
+            if not self.was_ready:
+                code = self._process and self._process.returncode
+                self._fail(self.failed or f"its process ended with the exit code {code}")
                 return
             pause = 0.5 if time.monotonic() - began > 60 else min(LONGEST_PAUSE, 2 * pause)
             self.restarts += 1
             logger.error("the model's process ended; it is started again", extra={"model": self.name})
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
 
     async def stop(self) -> None:
         """Ends the process: by itself, or by force."""
-        self._stopping = True
+        self._stopping.set()
         process = self._process
         if process is None or process.returncode is not None:
+            return
+        if not self.ready:  # It reads nothing while it loads, and has nothing to finish.
+            self.kill()
             return
         process.stdin.close()
         try:
@@ -186,6 +195,8 @@ class ModelProcess:
             limit=LINE_BYTES,
             start_new_session=True,  # A terminal's Ctrl-C is for the server, which lets it finish.
         )
+        if self._stopping.is_set():  # while it was started
+            self.kill()
         self._send({"directory": str(self.directory), "adapters": self.adapters, **self.options})
         watch = asyncio.create_task(self._watch())
         try:
@@ -214,13 +225,15 @@ class ModelProcess:
                 self._calls.pop(event["id"], None)
         self._silent_since = time.monotonic() if self._calls else None
         if "ready" in message:
-            self.info, self.failed = message["ready"], ""
+            self.info, self.failed, self.was_ready = message["ready"], "", True
             self.changed.set()
             logger.info("ready", extra={"model": self.name, **self.info})
         if "failed" in message:
-            self.failed = message["failed"]
-            self.changed.set()
-            logger.error("cannot be loaded", extra={"model": self.name, "error": self.failed})
+            self._fail(message["failed"])
+
+    def _fail(self, why: str) -> None:
+        self.failed = why
+        self.changed.set()
 
     def _lost(self) -> None:
         """Tells everybody who waits for an answer that none will come."""
@@ -247,6 +260,9 @@ class Models:
     Args:
         processes: one a model.
 
+    Attributes:
+        given_up: set once a model's process is not started again.
+
     Raises:
         ValueError: two models have the same name.
     """
@@ -258,10 +274,15 @@ class Models:
                 "Models go by the names of their directories, which must differ. "
                 f"Received: {', '.join(process.name for process in processes)}"
             )
+        self.given_up = asyncio.Event()
         self._tasks: list[asyncio.Task] = []
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(process.run()) for process in self.processes.values()]
+        self._tasks = [asyncio.create_task(self._run(process)) for process in self.processes.values()]
+
+    async def _run(self, process: ModelProcess) -> None:
+        await process.run()
+        self.given_up.set()
 
     async def stop(self) -> None:
         await asyncio.gather(*(process.stop() for process in self.processes.values()))

@@ -1,0 +1,60 @@
+"""A client's connection: cut when its request does not come, or when it does not take its answer."""
+
+import asyncio
+import math
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class Connection(H11Protocol):
+    """uvicorn's protocol, with limits on how long a client may do nothing.
+
+    Without them, a client that reads nothing keeps its request, its slot, and a server that is told to stop, for ever.
+
+    Args:
+        patience: seconds that the head of a request may take, and that a client may take nothing of what is written.
+        arguments: uvicorn's.
+    """
+
+    def __init__(self, *arguments, patience: float, **options):
+        super().__init__(*arguments, **options)
+        self.patience = patience
+        self._head: asyncio.TimerHandle | None = None  # while a request's head is awaited
+        self._unread: asyncio.TimerHandle | None = None  # while something is written and not taken
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # `pause_writing` then means that anything is not taken.
+        self._head = self.loop.call_later(self.patience, transport.abort)
+
+    def data_received(self, data):
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head = _cancelled(self._head)
+        elif self._head is None:  # The next request has begun, and its head is not whole yet.
+            self._head = self.loop.call_later(self.patience, self.transport.abort)
+
+    def connection_lost(self, exc):
+        self._head, self._unread = _cancelled(self._head), _cancelled(self._unread)
+        super().connection_lost(exc)
+
+    def pause_writing(self):
+        super().pause_writing()
+        self._look(math.inf)
+
+    def resume_writing(self):
+        self._unread = _cancelled(self._unread)
+        super().resume_writing()
+
+    def _look(self, before: float) -> None:
+        """Cuts the connection if it has taken nothing since the last look."""
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(self.patience / 2, self._look, left)
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
