@@ -15,7 +15,7 @@ ENCODER = {
     **BASE,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
@@ -24,11 +24,11 @@ T5 = {
     "d_model": 32,
     "d_kv": 8,
     "d_ff": 48,
-    "num_layers": 2,
+    "num_layers": 1,
     "num_heads": 4,
     "initializer_factor": 8.0,
 }
-GPT2 = {**BASE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+GPT2 = {**BASE, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}
 SIZES = {
     "Llama": {**ENCODER, "num_key_value_heads": 2},
     "GPT2": GPT2,
@@ -135,7 +135,7 @@ DECODER_WEIGHT, DECODER_BIAS = "cls.predictions.decoder.weight", "cls.prediction
 WORDS, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
 
 LLAMAS = [
-    D("plain", LLAMA, backends=True),
+    D("two layers", LLAMA, {"num_hidden_layers": 2}, backends=True),
     D("heads of a size of their own", LLAMA, {"head_dim": 12, "num_key_value_heads": 1}),
     D(
         "as many key heads as query heads, unsaid",
@@ -202,7 +202,7 @@ LLAMAS = [
         "rope by kind of layer",
         LLAMA,
         refused="rope_parameters of ['full_attention']",
-        json={"layer_types": ["full_attention"] * 2, "rope_parameters": {"full_attention": {"rope_theta": 100.0}}},
+        json={"layer_types": ["full_attention"], "rope_parameters": {"full_attention": {"rope_theta": 100.0}}},
     ),
     D(
         "half of a head rotated, with scaling",
@@ -214,7 +214,7 @@ LLAMAS = [
     D("causal as by default", LLAMA, json={"is_causal": True}),
     D("not causal", LLAMA, refused="a bidirectional encoder", json={"is_causal": False}),
     D("not causal", "LlamaModel", {"tie_word_embeddings": True}, json={"is_causal": False}, backends=True),
-    D("layers of full attention by name", LLAMA, json={"layer_types": ["full_attention"] * 2}),
+    D("layers of full attention by name", LLAMA, json={"layer_types": ["full_attention"]}),
     D("a window as large as the context", LLAMA, json={"sliding_window": 64}),
     D("a window of none", LLAMA, json={"sliding_window": None, "use_sliding_window": False}),
     D("a window", LLAMA, refused="sliding_window=4", json={"sliding_window": 4}),
@@ -223,13 +223,13 @@ LLAMAS = [
         "layers with windows",
         LLAMA,
         refused="layer_types=",
-        json={"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64},
+        json={"layer_types": ["sliding_attention"], "sliding_window": 64},
     ),
     D(
         "layers of sizes of their own",
         LLAMA,
         refused="per_layer_config=",
-        json={"per_layer_config": {"1": {"mlp_bias": True}}},
+        json={"per_layer_config": {"0": {"mlp_bias": True}}},
     ),
     D("no layers of sizes of their own", LLAMA, json={"per_layer_config": None}),
     D("multipliers of other families", LLAMA, json={"embedding_multiplier": 12.0, "logits_scaling": 8.0}),
@@ -259,8 +259,14 @@ LLAMAS = [
     D("no heads that were pruned", LLAMA, json={"pruned_heads": {}}),
     D("code of its own", LLAMA, refused="remove auto_map", json={"auto_map": {"AutoModel": "modeling.Evil"}}),
     D("frequencies in the file", LLAMA, tensors=added("model.layers.0.self_attn.rotary_emb.inv_freq", 4)),
-    D("a layer too many in the file", LLAMA, refused="knows nothing of", json={"num_hidden_layers": 1}),
-    D("a layer too few in the file", LLAMA, refused="lacks model.layers.2", json={"num_hidden_layers": 3}),
+    D(
+        "a layer too many in the file",
+        LLAMA,
+        {"num_hidden_layers": 2},
+        "knows nothing of",
+        json={"num_hidden_layers": 1},
+    ),
+    D("a layer too few in the file", LLAMA, refused="lacks model.layers.1", json={"num_hidden_layers": 2}),
     D(
         "width no multiple of the heads",
         LLAMA,
@@ -320,7 +326,7 @@ GPTS = [
     D(
         "other names of keys",
         GPT,
-        json={**ALIASES, "num_hidden_layers": 2, "n_positions": REMOVED, "max_position_embeddings": 64},
+        json={**ALIASES, "num_hidden_layers": 1, "n_positions": REMOVED, "max_position_embeddings": 64},
     ),
     D(
         "another name of the heads alone",
@@ -503,8 +509,8 @@ T5S = [
         json={"feed_forward_proj": "relu", "is_gated_act": True},
     ),
     D("logits not scaled", T5LM, json={"scale_decoder_outputs": False}),
-    D("2 and 3 layers", T5LM, {"num_decoder_layers": 3}),
-    D("3 and 1 layers", T5LM, {"num_layers": 3, "num_decoder_layers": 1}),
+    D("1 and 2 layers", T5LM, {"num_decoder_layers": 2}),
+    D("2 and 1 layers", T5LM, {"num_layers": 2, "num_decoder_layers": 1}),
     D("buckets", T5LM, {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}),
     D("heads of a size of their own", T5LM, {"d_kv": 12}),
     D(
@@ -645,7 +651,9 @@ HARMLESS = {
     "fusion_config",
     "gradient_checkpointing",
     "hidden_dropout",  # of training
+    "embedding_size",  # of BERT: of a check alone
     "initializer_factor",
+    "is_encoder_decoder",  # of BERT: of its cache
     "name_or_path",
     "output_attentions",
     "output_hidden_states",
@@ -660,4 +668,31 @@ HARMLESS = {
     "summary_proj_to_labels",
     "summary_type",
     "summary_use_proj",
+}
+# Read by code that all families share, for models that ours are not.
+OF_OTHER_FAMILIES = {
+    "__class__",
+    "_attn_implementation_internal",
+    "_experts_implementation_internal",
+    "_name_or_path",
+    "base_model_pp_plan",
+    "base_model_tp_plan",
+    "chain_hidden_post_norm",
+    "compile_config",
+    "default_theta",  # of the class, before config.json is read
+    "extra_files",
+    "first_k_dense_replace",
+    "init_std",
+    "is_heterogeneous",
+    "logits_mup_width_multiplier",
+    "mlp_layer_types",
+    "mtp_hidden_states_first",
+    "mtp_layer_types",
+    "mtp_mlp_layer_types",
+    "mtp_per_layer_config",
+    "num_mtp_layers",
+    "number_of_conv_states",
+    "sub_config_name",
+    "sub_configs",
+    "unpadded_vocab_size",
 }

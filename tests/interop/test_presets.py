@@ -1,5 +1,6 @@
 """Directories of models: ours round trip, nothing half-written, and no file of anybody's is trusted."""
 
+import dataclasses
 import errno
 import json
 import pickle
@@ -321,3 +322,27 @@ def test_code_in_a_directory_is_not_run(saved, tmp_path):
     with pytest.raises(ValueError, match=r"AutoModelForCausalLM.*plain gpt2, remove auto_map"):
         CausalLM.from_preset(saved)
     assert not flag.exists()
+
+
+@pytest.mark.one_backend
+def test_a_tensor_of_several_weights_that_lies_the_other_way(saved, monkeypatch):
+    """A table may say that weights lie side by side in a tensor, and (out, in)."""
+    from kerasllm.interop import presets
+
+    def turned(config):
+        table = presets.gpt2.tensors(config)
+        return {name: [f"{p}.T" for p in paths] if "c_attn.weight" in name else paths for name, paths in table.items()}
+
+    expected = logits(CausalLM.from_preset(saved))
+    monkeypatch.setitem(presets.FAMILIES, "gpt2", dataclasses.replace(presets.gpt2.FAMILY, tensors=turned))
+    with pytest.raises(ValueError, match=r"c_attn\.weight.*shape \(16, 48\).*\(48, 16\)"):
+        CausalLM.from_preset(saved)
+    edit_weights(saved, lambda w: {n: np.ascontiguousarray(v.T) if "c_attn.weight" in n else v for n, v in w.items()})
+    model = CausalLM.from_preset(saved)
+    np.testing.assert_allclose(logits(model), expected)
+    before = safetensors.numpy.load_file(saved / "model.safetensors")
+    model.save_to_preset(saved)
+    after = safetensors.numpy.load_file(saved / "model.safetensors")
+    np.testing.assert_array_equal(
+        after["transformer.h.0.attn.c_attn.weight"], before["transformer.h.0.attn.c_attn.weight"]
+    )

@@ -412,3 +412,56 @@ def test_bad_words_are_named():
         token_model(Tokenizer.train(TEXTS, kind="bpe", vocabulary_size=260), vocabulary_size=300).classify([["to", ""]])
     with pytest.raises(ValueError, match="empty"):
         model.classify([])
+
+
+# Several labels, and none ---------------------------------------------------------------------------------------
+
+
+def multi_label(**options):
+    keras.utils.set_random_seed(0)
+    return TextClassifier(config(), TOKENIZER, labels=NAMES, multi_label=True, **options)
+
+
+def test_labels_are_probable_for_themselves():
+    model = multi_label()
+    logits = model.predict(TEXTS[:1], verbose=0)[0]
+    found = model.classify(TEXTS[0])
+    expected = dict(zip(NAMES, 1 / (1 + np.exp(-logits.astype("float64")))))
+    assert found.probabilities == pytest.approx(expected, abs=1e-6)
+    assert found.label == max(expected, key=expected.get) and found.probability == max(found.probabilities.values())
+
+
+def test_several_labels_train_on_binary_cross_entropy():
+    model = compiled(multi_label())
+    sets, rows = [["sad", "mad"], [], ["glad"], NAMES], np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
+    logits = model.predict(TEXTS, verbose=0).astype("float64")
+    expected = (np.logaddexp(0, logits) - rows * logits).mean()  # BCEWithLogitsLoss of transformers
+    for y in (sets, rows, [[0, 2], [], [1], [0, 1, 2]]):
+        found = model.evaluate(TEXTS, y, verbose=0, return_dict=True)
+        assert found["loss"] == pytest.approx(expected, rel=1e-4)
+        assert found["accuracy"] == pytest.approx(((logits > 0) == rows).mean(), abs=1e-5)
+    model.fit(TEXTS, sets, epochs=25, verbose=0)
+    assert model.evaluate(TEXTS, sets, verbose=0, return_dict=True)["accuracy"] > 0.9
+    for y, message in (
+        (["sad"] * 4, "a list of labels.*'sad'"),
+        ([["sad"], ["bad"], [], []], "no label 'bad'"),
+        ([[3], [], [], []], "Label out of range: 3"),
+        (rows * 2, "0 or 1"),
+        (rows[:, :2], r"3 numbers.*\(4, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.fit(TEXTS, y, verbose=0)
+
+
+def test_several_labels_are_kept(tmp_path):
+    model = compiled(multi_label())
+    for save, load in (
+        (lambda: model.save(tmp_path / "m.keras"), lambda: keras.saving.load_model(tmp_path / "m.keras")),
+        (lambda: model.save_to_preset(tmp_path / "m"), lambda: TextClassifier.from_preset(tmp_path / "m")),
+    ):
+        save()
+        loaded = load()
+        assert loaded.multi_label
+        assert loaded.classify(TEXTS[0]).probabilities == pytest.approx(
+            model.classify(TEXTS[0]).probabilities, abs=1e-5
+        )
