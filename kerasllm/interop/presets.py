@@ -20,7 +20,16 @@ from kerasllm.interop import bert, electra, gpt2, llama, own, t5
 from kerasllm.interop.family import Family, Table
 from kerasllm.interop.shapes import Shapes, head_shapes, weight_shapes
 from kerasllm.interop.structure import keras_lora
-from kerasllm.interop.tasks import LABELLING, TASKS, check_task, count_labels, read_options, task_of, write_options
+from kerasllm.interop.tasks import (
+    LABELLING,
+    TASKS,
+    check_task,
+    count_labels,
+    read_cache_dtype,
+    read_options,
+    task_of,
+    write_options,
+)
 from kerasllm.interop.tokenizer_files import has_tokenizer
 from kerasllm.interop.weight_files import (
     DTYPES,
@@ -91,8 +100,8 @@ def check_saves_what_it_computes(model) -> None:
     rounded = next(iter(aware_layers(model)), None)
     if rounded is not None:
         raise ValueError(
-            f"The model computes with rounded weights ({rounded!r} and others), and a preset has them as they are. Call "
-            "quantize(...) with the arguments of `quantization_aware` first, or quantization_unaware(model)."
+            f"The model computes with rounded weights ({rounded!r} and others), and a preset has them as they are. "
+            "Call quantize(...) with the arguments of `quantization_aware` first, or quantization_unaware(model)."
         )
     for path, layer in keras_lora(model).items():
         if layer.quantization_mode:
@@ -128,10 +137,12 @@ def load_preset(cls, directory, dtype=None, **options):
         # The head of another task, which may go by the same name.
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
         values.pop("id2label", None)
-    options = read_options(values, cls, options)
+    options, cache_dtype = read_options(values, cls, options), read_cache_dtype(values)
 
     if QUANTIZATION in values:
-        return _load_quantized(cls, directory, values[QUANTIZATION], config, tensors, dtype, options)
+        model = _load_quantized(cls, directory, values[QUANTIZATION], config, tensors, dtype, options)
+        model.cache_dtype = cache_dtype
+        return model
     table = {**family.tensors(config), **head}
     fresh = _check_names(table, tensors, family, config, directory)
     table = {name: paths for name, paths in table.items() if name not in fresh}
@@ -143,7 +154,9 @@ def load_preset(cls, directory, dtype=None, **options):
     _warn_of(fresh, architecture, task, directory)
     tokenizer = Tokenizer.from_preset(directory) if has_tokenizer(directory) else None
     dtype = dtype or _dtype_of(tensors[name] for name in table)
-    return _filled(lambda: cls(config, tokenizer=tokenizer, dtype=dtype, **options), sources)
+    model = _filled(lambda: cls(config, tokenizer=tokenizer, dtype=dtype, **options), sources)
+    model.cache_dtype = cache_dtype
+    return model
 
 
 def _load_quantized(cls, directory: Path, section, config, tensors, dtype, options):

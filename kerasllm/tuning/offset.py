@@ -35,7 +35,9 @@ class Offset(Delta):
 
     def build(self):
         self._offsets = {
-            name: self.add_weight(shape=getattr(self.site.layer, name).shape, initializer="zeros", name=f"{name}_offset")
+            name: self.add_weight(
+                shape=getattr(self.site.layer, name).shape, initializer="zeros", name=f"{name}_offset"
+            )
             for name in self.attributes
         }
         self.built = True
