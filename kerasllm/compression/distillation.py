@@ -12,6 +12,7 @@ from kerasllm.layers.projection import Projection
 from kerasllm.models.language_model import LanguageModel
 
 
+@keras.saving.register_keras_serializable("kerasllm")
 class Distiller(LanguageModel):
     """A student and its teacher. What is trained is the student itself, which is as ever afterwards.
 
@@ -158,6 +159,17 @@ class Distiller(LanguageModel):
         finally:
             for variable in trained:
                 variable.trainable = True
+
+    def get_config(self):
+        models = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("student", "teacher")}
+        matched = {"hidden": self.hidden, "attention": self.attention, "layer_map": self.pairs[-1]}
+        return {**models, **self.settings, **matched}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        read = keras.saving.deserialize_keras_object
+        models = {name: read(config[name], custom_objects) for name in ("student", "teacher")}
+        return cls(**{**config, **models, "layer_map": dict(config["layer_map"])})
 
     def _count_bytes(self, targets, weights):
         if self._token_bytes is None:

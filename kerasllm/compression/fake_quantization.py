@@ -1,5 +1,6 @@
 """`quantization_aware(model, ...)`: training that knows what quantizing will do to the weights."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 
 import keras
@@ -108,6 +109,14 @@ class Aware:
             return x
         return straight_through(lambda x: _rounded(x, CODES["int8"], axis=-1), x)
 
+    def save_own_variables(self, store):
+        with _underneath(self):
+            self.save_own_variables(store)
+
+    def load_own_variables(self, store):
+        with _underneath(self):
+            self.load_own_variables(store)
+
 
 class AwareProjection(Aware):
     """A `Dense` layer with a rounded kernel."""
@@ -133,6 +142,17 @@ class AwareTable(Aware):
 
     def call(self, inputs, reverse=False):
         return super().call(self.read(inputs) if reverse else inputs, reverse=reverse)
+
+
+@contextlib.contextmanager
+def _underneath(layer):
+    """Inside a `with`, the layer has its weights as they are."""
+    cls = type(layer)
+    layer.__class__ = cls.__bases__[1]
+    try:
+        yield
+    finally:
+        layer.__class__ = cls
 
 
 def straight_through(function, x):

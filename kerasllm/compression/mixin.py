@@ -33,7 +33,8 @@ class Quantizable:
         return {"pre_block_layers": [first], "sequential_blocks": blocks}
 
     def fit(self, *arguments, **keywords):
-        from kerasllm.compression.pruning import share_masks
+        from kerasllm.compression.pruning import find_masks, share_masks
 
+        find_masks(self)
         share_masks(self)
         return super().fit(*arguments, **keywords)

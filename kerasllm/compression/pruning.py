@@ -246,18 +246,28 @@ class GradualPruning(Watcher):
 
 
 class Zeros(keras.constraints.Constraint):
-    """Keeps the weights of a variable at zero where `mask`, a boolean variable, says so."""
+    """Keeps the weights of a variable at zero where `mask`, a boolean variable, says so.
 
-    def __init__(self, stays: np.ndarray):
+    Args:
+        stays: which weights are not zero.
+        known: whether that is so; else it is to be read from a file, or found when training begins.
+    """
+
+    def __init__(self, stays: np.ndarray, known: bool = True):
         self.mask = keras.Variable(stays, trainable=False, dtype="bool", name="mask")
+        self.known = known
 
     def __call__(self, w):
         mask, w = ops.convert_to_tensor(self.mask), ops.convert_to_tensor(w)
         return ops.where(mask, w, ops.zeros_like(w))
 
+    def set_mask(self, stays: np.ndarray) -> None:
+        self.mask.assign(stays)
+        self.known = True
+
     def assign(self, variable, stays: np.ndarray) -> None:
         """Another mask, which the variable obeys at once."""
-        self.mask.assign(stays)
+        self.set_mask(stays)
         variable.assign(np.where(stays, _numpy(variable), 0.0))
 
 
@@ -266,10 +276,17 @@ def share_masks(model) -> None:
     if model.optimizer is None:
         return
     optimizer = inner_optimizer(model)
-    known = {id(variable) for variable in optimizer.variables}
+    shared = {id(variable) for variable in optimizer.variables}
     for variable in model.trainable_variables:
-        if isinstance(variable.constraint, Zeros) and id(variable.constraint.mask) not in known:
+        if isinstance(variable.constraint, Zeros) and id(variable.constraint.mask) not in shared:
             optimizer._track_variable(variable.constraint.mask)
+
+
+def find_masks(model) -> None:
+    """Masks that were not read from a file are of what is zero now: those of a copy whose weights were set."""
+    for variable in model.trainable_variables:
+        if isinstance(variable.constraint, Zeros) and not variable.constraint.known:
+            variable.constraint.set_mask(_numpy(variable) != 0)
 
 
 def prunable_layers(model) -> dict[str, keras.layers.Layer]:
@@ -337,7 +354,7 @@ def _keep(model, layers) -> None:
     for layer in layers.values():
         stays, constraint = _numpy(layer._kernel) != 0, layer._kernel.constraint
         if isinstance(constraint, Zeros):
-            constraint.mask.assign(stays)
+            constraint.set_mask(stays)
         else:
             layer._kernel.constraint = Zeros(stays)
     forget_compiled(model)

@@ -29,6 +29,7 @@ from kerasllm.interop.tasks import (
     TASKS,
     check_task,
     count_labels,
+    read_cache_dtype,
     read_options,
     task_of,
     write_options,
@@ -149,7 +150,7 @@ def load_preset(cls, directory, dtype=None, **options):
         usual["add_special_tokens"] = OWN_KEY not in values  # As transformers reads texts.
     if task == "TextEmbedder":
         options = {**read_sentence_options(whole, tokenizer, options), **options}
-    options = read_options(values, cls, options, usual)
+    options, cache_dtype = read_options(values, cls, options, usual), read_cache_dtype(values)
     head = head_table(family, task, config, options)
     if task in LABELLING and other_head:  # The head of another task may go by the same name.
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
@@ -159,7 +160,9 @@ def load_preset(cls, directory, dtype=None, **options):
 
     if QUANTIZATION in values:
         options = {**options, "tokenizer": tokenizer}
-        return _load_quantized(cls, directory, values[QUANTIZATION], config, tensors, dtype, options)
+        model = _load_quantized(cls, directory, values[QUANTIZATION], config, tensors, dtype, options)
+        model.cache_dtype = cache_dtype
+        return model
     table = {**family.tensors(config), **head}
     fresh = _check_names(table, tensors, family, config, directory)
     table = {name: paths for name, paths in table.items() if name not in fresh}
@@ -176,7 +179,9 @@ def load_preset(cls, directory, dtype=None, **options):
             stacklevel=3,
         )
     dtype = dtype or _dtype_of(tensors[name] for name in table)
-    return _filled(lambda: cls(config, tokenizer=tokenizer, dtype=dtype, **options), sources)
+    model = _filled(lambda: cls(config, tokenizer=tokenizer, dtype=dtype, **options), sources)
+    model.cache_dtype = cache_dtype
+    return model
 
 
 def _load_quantized(cls, directory: Path, section, config, tensors, dtype, options):

@@ -58,7 +58,7 @@ def restore(model, structure: dict) -> None:
     _restore_quantization(model, structure)
     layers = named_layers(model, (keras.layers.Dense,))
     for name in structure.get("zeros", ()):
-        layers[name]._kernel.constraint = Zeros(np.ones(layers[name]._kernel.shape, "bool"))
+        layers[name]._kernel.constraint = Zeros(np.ones(layers[name]._kernel.shape, "bool"), known=False)
     kept = set(structure.get("kept_frozen", ()))
     keep_frozen(model, [variable for variable in model.weights if variable.path in kept])
     if "adapters" in structure:
@@ -69,18 +69,26 @@ def restore(model, structure: dict) -> None:
 
 
 def weights_belong_to(structure: dict) -> dict:
-    """The part of a model's structure that its weights mean nothing without, to compare."""
+    """The part of a model's structure that its weights mean nothing without."""
     found = {name: structure[name] for name in ("quantization", "rounded") if name in structure}
     settings = structure.get("adapters", {}).get("settings", {})
     if settings:
         found["adapters"] = {
             name: {key: value for key, value in values.items() if key != "seed"} for name, values in settings.items()
         }
+        found["fingerprint"] = structure["adapters"]["fingerprint"]
     return json.loads(json.dumps(found))
 
 
-def check_same(model, found: dict) -> None:
-    """Raises a ValueError unless weights that belong to such a structure can be read into a model."""
+def weights_read(model, found: dict) -> None:
+    """Notes that a model is given weights which belong to such a structure.
+
+    Raises:
+        ValueError: its own is another.
+    """
+    state = state_of(model)
+    if state is not None and state.originals is not None:
+        raise ValueError(f"Adapters are merged into the base ({', '.join(state.active)}). Call unmerge() first.")
     mine = weights_belong_to(describe(model))
     for what in ("adapters", "quantization", "rounded"):
         theirs, its = found.get(what, {}), mine.get(what, {})
@@ -93,6 +101,8 @@ def check_same(model, found: dict) -> None:
             f"{its or 'none'} in this model. Do to this one first what was done to that ({DONE_BY[what]}), or load "
             "the whole model from a .keras file."
         )
+    if "adapters" in found:
+        state.fingerprint = found["fingerprint"]
 
 
 NAMES = {"adapters": "adapters", "quantization": "quantization", "rounded": "training for quantization"}

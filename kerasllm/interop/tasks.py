@@ -3,6 +3,7 @@
 import inspect
 
 from kerasllm.config import MAX_SIZE, TransformerConfig
+from kerasllm.generation.cache import DTYPES as CACHE_DTYPES
 
 LABELLING = ("TextClassifier", "TokenClassifier")  # Their heads go by the same name.
 READERS = (*LABELLING, "TextEmbedder")  # of any single stack
@@ -94,7 +95,23 @@ def write_options(model) -> dict:
         values["label2id"] = {label: int(i) for i, label in values["id2label"].items()}
     if "start_token_id" in options:
         values["decoder_start_token_id"] = options.pop("start_token_id")
-    return {**values, OWN_KEY: {task_of(type(model)): options}} if options else values
+    ours = {task_of(type(model)): options} if options else {}
+    if model.cache_dtype is not None:
+        ours["cache_dtype"] = model.cache_dtype
+    return {**values, OWN_KEY: ours} if ours else values
+
+
+def read_cache_dtype(values: dict) -> str | None:
+    """`cache_dtype` of the model that was saved.
+
+    Raises:
+        ValueError: it is none that there is.
+    """
+    ours = values.get(OWN_KEY)
+    dtype = ours.get("cache_dtype") if isinstance(ours, dict) else None
+    if dtype is not None and dtype not in CACHE_DTYPES:
+        raise ValueError(f"Unknown cache_dtype in config.json's {OWN_KEY!r}: {str(dtype)[:200]}")
+    return dtype
 
 
 def count_labels(options: dict) -> int:

@@ -8,7 +8,8 @@ import numpy as np
 from kerasllm.training.watcher import inner_optimizer
 
 OLD_FORMATS = (".h5", ".hdf5")
-STRUCTURE, ZEROS = "structure", "zeros_"  # in the file of weights, beside those of the layers
+# In the file of weights, beside those of the layers.
+STRUCTURE, BUILT, ZEROS = "structure", "optimizer_built", "zeros_"
 
 
 class KerasFiles:
@@ -48,19 +49,23 @@ class KerasFiles:
         structure = weights_belong_to(describe(self))
         if structure:
             store[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), "uint8")
+        if self._has_optimizer() and self.optimizer.built:
+            store[BUILT] = np.ones((), "bool")
         for i, constraint in enumerate(zeros_of(self).values()):
             store[f"{ZEROS}{i}"] = constraint.mask
 
     def load_own_variables(self, store):
-        from kerasllm.interop.structure import check_same, zeros_of
+        from kerasllm.interop.structure import weights_read, zeros_of
 
         names = set(store.keys())
         structure = json.loads(bytes(np.asarray(store[STRUCTURE]))) if STRUCTURE in names else {}
-        check_same(self, structure)
-        super().load_own_variables({n: store[n] for n in names if n != STRUCTURE and not n.startswith(ZEROS)})
+        weights_read(self, structure)
+        if BUILT in names and self._has_optimizer() and not self.optimizer.built:
+            self._build_optimizer()  # Whose state is read next.
+        super().load_own_variables({n: store[n] for n in names - {STRUCTURE, BUILT} if not n.startswith(ZEROS)})
         for i, constraint in enumerate(zeros_of(self).values()):
             if f"{ZEROS}{i}" in names:
-                constraint.mask.assign(np.asarray(store[f"{ZEROS}{i}"]))
+                constraint.set_mask(np.asarray(store[f"{ZEROS}{i}"]))
 
     def get_compile_config(self):
         from kerasllm.training.optimizer_config import describe
@@ -74,7 +79,6 @@ class KerasFiles:
 
     def compile_from_config(self, config):
         # Keras warns that it cannot know how to call an overridden `compile`; this one takes the same arguments.
-        from kerasllm.compression.pruning import share_masks
         from kerasllm.training.optimizer_config import restore
 
         config = dict(config)
@@ -84,6 +88,14 @@ class KerasFiles:
             optimizer = config["optimizer"]
             restore(getattr(optimizer, "inner_optimizer", optimizer), described, self.variables)
         self.compile(**config)
-        if self.optimizer is not None and (described is None or described["built"]):
-            self.optimizer.build(self.trainable_variables)
-            share_masks(self)
+        if self._has_optimizer() and (described is None or described["built"]):
+            self._build_optimizer()
+
+    def _has_optimizer(self) -> bool:
+        return self.compiled and self.optimizer is not None
+
+    def _build_optimizer(self):
+        from kerasllm.compression.pruning import share_masks
+
+        self.optimizer.build(self.trainable_variables)
+        share_masks(self)

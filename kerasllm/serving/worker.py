@@ -52,7 +52,7 @@ class Worker:
     def __init__(self, directory: str, say, slots=None, length=None, adapters=None, cache_dtype=None):
         self.say, self.task = say, task_in(directory)
         self.model = getattr(kerasllm, self.task).from_preset(directory)
-        self.model.cache_dtype = cache_dtype
+        self.model.cache_dtype = cache_dtype or self.model.cache_dtype
         if self.model.tokenizer is None:
             raise ValueError(f"The model in {directory!r} has no tokenizer, so it cannot be served.")
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()

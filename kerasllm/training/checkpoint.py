@@ -9,6 +9,7 @@ import json
 import shutil
 import signal
 import threading
+import warnings
 from pathlib import Path
 
 import keras
@@ -16,14 +17,20 @@ import numpy as np
 
 from kerasllm.data.counted import CountedDataset
 from kerasllm.files import written_aside
+from kerasllm.interop.structure import describe, weights_belong_to, weights_read
 from kerasllm.locks import WriterLock
+from kerasllm.training.watcher import inner_optimizer
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Keras callbacks keep their state in plain attributes.
 KERAS_STATE = {
-    "EarlyStopping": ("wait", "best", "best_epoch", "stopped_epoch"),
-    "ReduceLROnPlateau": ("wait", "best", "cooldown_counter"),
+    keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+    keras.callbacks.ModelCheckpoint: ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
+    keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
+    keras.callbacks.TensorBoard: ("_global_train_batch", "_global_test_batch"),
 }
+AT_EPOCH_BEGIN = (keras.callbacks.SwapEMAWeights,)  # What these know, they need when an epoch begins.
 
 
 class Interrupted(KeyboardInterrupt):
@@ -52,8 +59,9 @@ class Checkpoint(keras.callbacks.Callback):
         resume: go on from the newest whole checkpoint, if there is one.
 
     Other callbacks that have `get_state()` (returning what JSON can hold) and `set_state(state)` are saved
-    too, and so are Keras's EarlyStopping and ReduceLROnPlateau. One that changes what is trained has
-    `resume(state, within_epoch)` instead, which is called before weights are restored.
+    too, and so are Keras's own: a `ModelCheckpoint` knows its best, a `CSVLogger` goes on with its file. One that
+    changes what is trained has `resume(state, within_epoch)` instead, which is called before weights are restored.
+    Of any other callback of yours nothing is kept, which a warning says when training is resumed.
 
     Raises:
         Interrupted: a signal came; the checkpoint is written.
@@ -89,6 +97,13 @@ class Checkpoint(keras.callbacks.Callback):
 
     # When to save -----------------------------------------------------------------------------------------------
 
+    def set_model(self, model):
+        super().set_model(model)
+        if self.resume and latest(self.directory) is not None:
+            for callback in self._others():
+                if isinstance(callback, keras.callbacks.CSVLogger):
+                    callback.append = True  # Before it opens its file, which would be emptied.
+
     def on_train_begin(self, logs=None):
         self._history, self._pending, self._signal = {}, None, None
         self._start_step = self.resumed_step = 0
@@ -111,11 +126,12 @@ class Checkpoint(keras.callbacks.Callback):
         self._epoch = epoch
         if self._pending is not None:
             # Only now: Keras resets metrics, and callbacks reset themselves, at the start of fit or of an epoch.
-            state, metrics = self._pending
+            state, metrics, rate = self._pending
             if not self._start_step:
                 self._resume_random_state()
             else:
-                for variable, value in zip(self.model.metrics_variables, metrics):
+                # An epoch's beginning was before the step, such as that of a schedule that multiplies the rate.
+                for variable, value in zip(self._variables_set_again(), [*metrics, *rate]):
                     variable.assign(value)
             self._set_callback_states(state["callbacks"])
             self.model.history.history = {k: list(v) for k, v in self._history.items()}
@@ -182,6 +198,7 @@ class Checkpoint(keras.callbacks.Callback):
             "epoch": epoch,
             "step": step,
             "stopped": bool(self.model.stop_training),
+            "structure": weights_belong_to(describe(self.model)),
             "data": self._data_identity(),
             "history": self._history,
             "callbacks": callbacks,
@@ -193,6 +210,10 @@ class Checkpoint(keras.callbacks.Callback):
             raise
         for old in _all(self.directory)[: -self.keep]:
             shutil.rmtree(old)
+
+    def _variables_set_again(self):
+        rate = inner_optimizer(self.model)._learning_rate
+        return [*self.model.metrics_variables, *([rate] if isinstance(rate, keras.Variable) else [])]
 
     def _groups(self):
         return {
@@ -215,7 +236,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _callback_states(self):
         states, arrays = [], {}
         for i, callback in enumerate(self._others()):
-            names = KERAS_STATE.get(type(callback).__name__)
+            names = _kept_of(callback)
             if hasattr(callback, "get_state"):
                 states.append(callback.get_state())
             elif names:
@@ -238,6 +259,15 @@ class Checkpoint(keras.callbacks.Callback):
         for callback, of_callback in zip(self._others(), state["callbacks"]):
             if hasattr(callback, "resume"):
                 callback.resume(of_callback, within_epoch=state["step"] > 0)
+            elif isinstance(callback, AT_EPOCH_BEGIN):
+                _set_attributes(callback, of_callback)
+            elif not (hasattr(callback, "get_state") or _kept_of(callback) or _is_keras(callback)):
+                warnings.warn(
+                    f"The checkpoints have nothing of {type(callback).__name__}, which begins anew. Give it "
+                    "get_state() and set_state(state) to keep what it knows.",
+                    stacklevel=2,
+                )
+        weights_read(self.model, state.get("structure", {}))
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
         groups = self._groups()
@@ -267,7 +297,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._random_state = {k: v for k, v in arrays.items() if k.startswith("random/")}
         metrics = [arrays[f"metrics/{i:05d}"] for i in range(len(groups["metrics"]))]
         state["best"] = {name: value for name, value in arrays.items() if name.startswith("best/")}
-        self._pending = (state, metrics)
+        rate = [_array(v) for v in self._variables_set_again()[len(metrics) :]]
+        self._pending = (state, metrics, rate)
         self._best_weights = state["best"]
         self._history = state["history"]
         self._start_step = state["step"]
@@ -280,16 +311,29 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _set_callback_states(self, states):
         for i, (callback, state) in enumerate(zip(self._others(), states)):
-            if state is None or hasattr(callback, "resume"):
+            if state is None or hasattr(callback, "resume") or isinstance(callback, AT_EPOCH_BEGIN):
                 continue
             if hasattr(callback, "set_state"):
                 callback.set_state(state)
                 continue
-            for name, value in state.items():
-                setattr(callback, name, value)
+            _set_attributes(callback, state)
             best = [v for name, v in sorted(self._best_weights.items()) if name.startswith(f"best/{i:03d}/")]
             if best:
                 callback.best_weights = best
+
+
+def _kept_of(callback) -> tuple[str, ...] | None:
+    """The attributes that are the state of one of Keras's callbacks, or of a class derived from one."""
+    return next((names for kind, names in KERAS_STATE.items() if isinstance(callback, kind)), None)
+
+
+def _set_attributes(callback, state: dict) -> None:
+    for name, value in state.items():
+        setattr(callback, name, value)
+
+
+def _is_keras(callback) -> bool:
+    return type(callback).__module__.split(".")[0] in ("keras", "kerasllm")
 
 
 def latest(directory) -> Path | None:

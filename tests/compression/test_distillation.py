@@ -183,3 +183,16 @@ def test_teachers_of_others_are_refused():
         student_from(teacher, [1])
     with pytest.raises(ValueError, match="room for 13 after the longest"):
         written_rows(teacher, [[1, 2]], 14)
+
+
+@pytest.mark.one_backend
+def test_a_distiller_is_saved_while_it_trains(tmp_path):
+    teacher, _ = make("gpt", num_layers=2)
+    distiller = Distiller(student_from(teacher, num_layers=1), teacher, hidden=1.0, layer_map={0: 1})
+    distiller.compile(keras.optimizers.Adam(0.1))
+    distiller.fit(ROWS, verbose=0, callbacks=[keras.callbacks.ModelCheckpoint(tmp_path / "best.keras")])
+    again = keras.saving.load_model(tmp_path / "best.keras")
+    np.testing.assert_allclose(numpy(again.student(ROWS)), numpy(distiller.student(ROWS)), atol=1e-6)
+    np.testing.assert_allclose(numpy(again.teacher(ROWS)), numpy(teacher(ROWS)), atol=1e-6)
+    losses = [each.fit(ROWS, verbose=0, shuffle=False).history["loss"] for each in (distiller, again)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

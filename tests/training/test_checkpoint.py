@@ -144,3 +144,118 @@ def test_steps_within_an_epoch_need_a_counted_order(tmp_path):
 
     with pytest.raises(ValueError, match="order is counted"):
         small_fit(tmp_path, data=batches(), every_steps=1)
+
+
+# Other callbacks ----------------------------------------------------------------------------------------------
+
+
+class Losses(keras.callbacks.Callback):
+    """Gives each epoch the `val_loss` that it is told, before callbacks that look at it."""
+
+    def __init__(self, *losses):
+        super().__init__()
+        self.losses = losses
+
+    def get_state(self):
+        return None
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_loss"] = self.losses[epoch]
+
+
+def test_the_best_model_stays_the_best_when_training_is_resumed(tmp_path):
+    def fit(epochs, resume):
+        best = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True)
+        small_fit(tmp_path / "run", epochs, callbacks=[Losses(1.0, 0.5, 0.9, 0.4), best], resume=resume)
+        return (tmp_path / "best.keras").read_bytes()
+
+    best = fit(2, resume=False)
+    assert fit(3, resume=True) == best  # 0.9 is no better than 0.5,
+    assert fit(4, resume=True) != best  # and 0.4 is.
+
+
+@pytest.mark.one_backend
+def test_what_keras_callbacks_know_is_kept_by_those_derived_from_them_too(tmp_path):
+    class Mine(keras.callbacks.ReduceLROnPlateau):
+        pass
+
+    def fit(epochs, resume):
+        mine = Mine(patience=9)
+        log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+        losses = Losses(1.0, 0.5, 0.9)
+        small_fit(tmp_path / "run", epochs, callbacks=[losses, mine, log], resume=resume)
+        return mine
+
+    fit(2, resume=False)
+    mine = fit(3, resume=True)
+    assert (mine.best, mine.wait) == (0.5, 1)
+    assert [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().split()] == ["epoch", "0", "1", "2"]
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends training before a step, as a kill would."""
+
+    def __init__(self, before=None):
+        super().__init__()
+        self.before = before
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.model.optimizer.iterations == self.before:
+            raise KeyboardInterrupt
+
+    def get_state(self):
+        return None
+
+
+@pytest.mark.one_backend
+def test_a_schedule_that_multiplies_the_rate_does_so_once_an_epoch(tmp_path):
+    def fit(before=None, resume=False):
+        halved = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+        return small_fit(tmp_path, 2, callbacks=[halved, Stop(before)], every_steps=1, resume=resume)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(before=5)
+    assert float(fit(resume=True).optimizer.learning_rate) == pytest.approx(0.1 / 4)
+
+
+@pytest.mark.one_backend
+def test_averaged_weights_are_swapped_once(tmp_path):
+    def fit(directory, before=None, resume=False):
+        keras.utils.set_random_seed(0)
+        model = kerasllm.CausalLM(kerasllm.TransformerConfig(11, 8, num_layers=1, num_heads=1, hidden_dim=16))
+        model.compile(keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5))
+        swap, save = keras.callbacks.SwapEMAWeights(swap_on_epoch=True), Checkpoint(directory, resume=resume)
+        ids = np.random.default_rng(0).integers(0, 11, (12, 9))
+        model.fit(ids, batch_size=4, epochs=3, verbose=0, callbacks=[swap, Stop(before), save])
+        return model
+
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "parts", before=6)
+    resumed = fit(tmp_path / "parts", resume=True)
+    for one, other in zip(whole.get_weights(), resumed.get_weights()):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.one_backend
+def test_a_callback_of_which_nothing_is_kept_is_named(tmp_path):
+    class Counts(keras.callbacks.Callback):
+        pass
+
+    small_fit(tmp_path, callbacks=[Counts()])
+    with pytest.warns(UserWarning, match=r"nothing of Counts.*get_state\(\) and set_state"):
+        small_fit(tmp_path, epochs=2, callbacks=[Counts()], resume=True)
+
+
+@pytest.mark.one_backend
+def test_another_adapter_is_refused(tmp_path):
+    def fit(alpha, **options):
+        config = kerasllm.TransformerConfig(11, 8, num_layers=1, num_heads=1, hidden_dim=16)
+        model = kerasllm.CausalLM(config)
+        model.enable_lora(rank=2, alpha=alpha)
+        model.compile("sgd")
+        model.fit(np.ones((4, 9), "int32"), verbose=0, callbacks=[Checkpoint(tmp_path, **options)])
+
+    fit(4.0)
+    with pytest.raises(ValueError, match=r"other adapters.*'alpha': 4\.0.*'alpha': 8\.0"):
+        fit(8.0, resume=True)
