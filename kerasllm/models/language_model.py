@@ -13,7 +13,7 @@ from kerasllm.layers.inner import inner
 from kerasllm.losses import check_loss_options, linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
 from kerasllm.models.id_range import IdRange
-from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, split_rows, task_data
+from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, single, split_rows, task_data
 from kerasllm.models.trace import Trace
 from kerasllm.models.transformer import EncoderDecoder, Transformer
 from kerasllm.tokenizers import Tokenizer
@@ -357,7 +357,7 @@ class LanguageModel(Quantizable, Adaptable, keras.Model):
 
     def trace(self, text) -> Trace:
         """Runs a text (or token ids) through the explicit attention path and returns a `Trace`."""
-        inputs = self.as_inputs([text])
+        inputs = self.as_inputs([single(text)])
         ids = [int(i) for i in inputs["token_ids"][0]]
         tokens = [self.tokenizer.id_to_token(i) if self.tokenizer else str(i) for i in ids]
         with no_gradient():
