@@ -491,8 +491,12 @@ def quantize(
 def prune(
     directory: ModelArgument,
     eval_: Annotated[str, typer.Option("--eval", help="Text to compare on: a file, folder, glob, or builtin:NAME.")],
-    method: Annotated[str, typer.Option(help="How zeros are chosen: magnitude, wanda or sparsegpt.")] = "wanda",
-    sparsity: Annotated[str, typer.Option(help="Share of zeros, or a pattern such as 2:4.")] = "0.5",
+    method: Annotated[
+        str | None, typer.Option(help="How zeros are chosen: magnitude, wanda or sparsegpt.  [default: wanda]")
+    ] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(help="Share of zeros, or a pattern such as 2:4.  [default: 0.5]")
+    ] = None,
     heads: Annotated[float, typer.Option(help="Share of heads to take away, instead of zeros.")] = 0.0,
     neurons: Annotated[float, typer.Option(help="Share of feed-forward neurons to take away.")] = 0.0,
     layers: Annotated[float, typer.Option(help="Share of blocks to take away.")] = 0.0,

@@ -9,7 +9,6 @@ from keras import ops
 
 from kerasllm.compression.chain import Step
 from kerasllm.data.sources import read_texts
-from kerasllm.models.inputs import tokenizer_of
 from kerasllm.models.language_model import no_gradient
 
 BUILTIN = "builtin:pydoc"
@@ -29,13 +28,15 @@ def calibration_rows(model, source, num_rows: int = 128, length: int = 512) -> n
 
     Args:
         model: with a tokenizer, unless `source` is token ids.
-        source: texts, or what `kerasllm.data.read_texts` takes (a file, "builtin:pydoc" …); or arrays of token ids.
+        source: texts, or what `kerasllm.data.read_texts` takes (a file, "builtin:pydoc" …); or arrays of token ids; the
+            documentation of Python when left out.
         num_rows: rows at the most.
         length: of a row; as long as the model reads, if that is less. With an encoder, half of it is the source.
 
     Raises:
-        ValueError: the text is shorter than one row, or an id is out of range.
+        ValueError: the text is shorter than one row, an id is out of range, or there are only texts and no tokenizer.
     """
+    source = BUILTIN if source is None else source
     length = min(length, model.config.max_sequence_length)
     wanted = num_rows * length
     ids = np.concatenate([np.zeros(0, "int32"), *_pieces(model, source, 4 * wanted)])
@@ -88,13 +89,30 @@ def observe(step: Step, layers: dict[str, keras.layers.Layer], batches: list) ->
     return {name: Inputs(grams[name] / counts[name], sizes[name] / counts[name], largest[name]) for name in layers}
 
 
+def _ids(piece) -> np.ndarray:
+    """The token ids of a row, or of a batch of rows."""
+    if isinstance(piece, dict) or (isinstance(piece, tuple) and np.ndim(piece[0])):
+        raise ValueError(
+            "`calibration` must be texts, a file, or rows of token ids. Received: batches of several arrays. Give "
+            "their token ids alone."
+        )
+    return np.asarray(ops.convert_to_numpy(piece)).reshape(-1)
+
+
 def _pieces(model, source, enough: int) -> Iterable[np.ndarray]:
     if not isinstance(source, str | bytes) and not hasattr(source, "__fspath__"):
         source = list(source)
-        if source and not isinstance(source[0], str):
-            yield from (np.asarray(ops.convert_to_numpy(piece)).reshape(-1) for piece in source)
+        if not source:
+            raise ValueError("`calibration` is empty. Give texts, a file, or rows of token ids. Received: []")
+        if not isinstance(source[0], str):
+            yield from map(_ids, source)
             return
-    tokenizer, found = tokenizer_of(model), 0
+    if model.tokenizer is None:
+        raise ValueError(
+            "`calibration` must be rows of token ids, for the model has no tokenizer to read a text with. Received: "
+            f"{'the documentation of Python, its default' if source == BUILTIN else 'text'}"
+        )
+    tokenizer, found = model.tokenizer, 0
     for text in read_texts(source):
         ids = np.asarray(tokenizer.encode_texts([text])[0], "int32")
         yield ids

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import kerasllm
-from kerasllm.compression.calibration import BUILTIN
 from kerasllm.compression.distillation import Distiller
 from kerasllm.compression.engines import ENGINES
 from kerasllm.compression.evaluation import evaluation_batches
@@ -11,6 +10,7 @@ from kerasllm.compression.mixed_precision import search as search_modes
 from kerasllm.compression.pruning import Magnitude, SparseGPT, Wanda, prune
 from kerasllm.compression.pruning import sparsity as zeros_of
 from kerasllm.compression.report import compare, num_bytes, rows_of, save_report
+from kerasllm.compression.schemes import CALIBRATED
 from kerasllm.compression.smoothing import smooth
 from kerasllm.compression.structured_pruning import prune_structure
 from kerasllm.compression.students import student_from
@@ -21,6 +21,8 @@ from kerasllm.interop.weight_files import read_json
 from kerasllm.models.inputs import tokenizer_of
 from kerasllm.training.callbacks import Progress
 from kerasllm.training.optimizers import adamw
+
+ZEROS = "Zeros are stored like other weights. Take heads, neurons or blocks away for a smaller model."
 
 
 def quantize_directory(
@@ -44,18 +46,24 @@ def quantize_directory(
         engine: see `use_engine`.
         strength: if given, large inputs are evened out first; see `smooth`.
     """
+    if max_rise is not None and mode != "int8":
+        raise ValueError(
+            f"A search chooses between int4 and int8 for each layer. Received: mode={mode!r}, with a search"
+        )
     if engine not in ENGINES:
         raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}")
     cls = saved_class(directory)
     before, after = cls.from_preset(directory), cls.from_preset(directory)
     batches = evaluation_batches(before, source)
     options = dict(options or {})
+    calibration = options.pop("calibration", None)
     if max_rise is not None:
         mode = search_modes(before, batches, max_rise, keep_table=not options.get("embeddings", True))
     if strength is not None:  # Both, so that layers are compared with what was rounded.
-        smooth(before, options.get("calibration"), strength)
+        smooth(before, calibration, strength)
         after.set_weights(before.get_weights())
-    after.quantize(mode, **options)
+    is_smoothed_alone = strength is not None and mode not in CALIBRATED
+    after.quantize(mode, calibration=None if is_smoothed_alone else calibration, **options)
     after.save_to_preset(output)
     report = {"mode": mode, **compare(before, after, batches, engine)}
     save_report(report, output)
@@ -75,8 +83,8 @@ def prune_directory(
     directory,
     output,
     source,
-    method="wanda",
-    sparsity: str = "0.5",
+    method: str | None = None,
+    sparsity: str | None = None,
     heads=0.0,
     neurons=0.0,
     layers=0.0,
@@ -86,24 +94,33 @@ def prune_directory(
 
     Args:
         directory, output, source: as in `quantize_directory`.
-        method: "magnitude", "wanda" or "sparsegpt", for zeros.
-        sparsity: share of zeros, or a pattern such as "2:4".
+        method: "magnitude", "wanda" or "sparsegpt", for zeros; "wanda" when left out.
+        sparsity: share of zeros, or a pattern such as "2:4"; a half when left out.
         heads, neurons, layers: shares to take away instead of setting weights to zero; see `prune_structure`.
         calibration: text that is looked at; the documentation of Python when left out.
+
+    Raises:
+        ValueError: a method or a share of zeros together with parts to take away, or a calibration for "magnitude".
     """
-    calibration = BUILTIN if calibration is None else calibration
+    by_parts = bool(heads or neurons or layers)
+    if by_parts and (method is not None or sparsity is not None):
+        raise ValueError(
+            "Either weights are set to zero, or heads, neurons and blocks are taken away: prune twice for both. "
+            f"Received: method={method!r}, sparsity={sparsity!r}, heads={heads}, neurons={neurons}, layers={layers}"
+        )
     cls = saved_class(directory)
     before = cls.from_preset(directory)
     batches = evaluation_batches(before, source)
-    if heads or neurons or layers:
+    if by_parts:
         after = prune_structure(before, heads, neurons, layers, calibration)
     else:
         after = cls.from_preset(directory)
-        prune(after, _method(method, sparsity, calibration))
+        prune(after, _method(method or "wanda", sparsity or "0.5", calibration))
     rows = rows_of(compare(before, after, batches))
     after.save_to_preset(output)
     del rows["worst layers"]
-    return {**rows, "zeros": f"{zeros_of(after).total:.1%}"}
+    zeros = {} if by_parts else {"note on size": ZEROS}
+    return {**rows, **zeros, "zeros": f"{zeros_of(after).total:.1%}"}
 
 
 def distil_directory(
@@ -136,6 +153,8 @@ def distil_directory(
 def _method(name: str, sparsity: str, calibration):
     sparsity = sparsity if ":" in sparsity else float(sparsity)
     if name == "magnitude":
+        if calibration is not None:
+            raise ValueError(f"The method 'magnitude' looks at no text. Received: calibration={calibration!r}")
         return Magnitude(sparsity)
     methods = {"wanda": Wanda, "sparsegpt": SparseGPT}
     if name not in methods:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from kerasllm.compression.calibration import BUILTIN, calibration_rows, first_batches, observe, run_step
+from kerasllm.compression.calibration import calibration_rows, first_batches, observe, run_step
 from kerasllm.compression.chain import chain_of
 from kerasllm.compression.quantized_files import quick_collections
 from kerasllm.compression.rounding import awq, gptq
@@ -72,6 +72,7 @@ def quantize(
     from kerasllm.compression.fake_quantization import check_as_trained, quantization_unaware
 
     mode, config = _resolved(mode, config)
+    _check_config(model, config, group_size, activations)
     layers, schemes = planned(
         model,
         mode,
@@ -84,6 +85,10 @@ def quantize(
     )
     check_as_trained(model, schemes)
     calibrated = {name: scheme for name, scheme in schemes.items() if scheme.mode in CALIBRATED}
+    if calibration is not None and not calibrated:
+        raise ValueError(
+            f"Only gptq and awq look at calibration data. Received: mode={mode!r} and `calibration`. Leave it out."
+        )
     rows = _rows(model, calibration, config) if calibrated else None
     quantization_unaware(model)
     with quick_collections():
@@ -130,11 +135,11 @@ def quantized_layers(model) -> dict[str, Scheme]:
 
 
 def _rows(model, calibration, config):
-    source, samples = calibration, {}
+    samples = {}
     if config is not None:
-        source = config.dataset if source is None else source
+        calibration = config.dataset if calibration is None else calibration
         samples = {"num_rows": config.num_samples, "length": config.sequence_length}
-    return calibration_rows(model, BUILTIN if source is None else source, **samples)
+    return calibration_rows(model, calibration, **samples)
 
 
 def _resolved(mode, config):
@@ -153,6 +158,34 @@ def _resolved(mode, config):
                 f"`mode` must be one of {', '.join(MODES)}, or a dict of layer globs to them. Received: mode={each!r}"
             )
     return mode, config
+
+
+def _check_config(model, config, group_size: int | None, activations: bool) -> None:
+    """Raises a ValueError for what one of Keras's configs asks for and is not read, or what is said twice."""
+    if config is None:
+        return
+    if activations:
+        raise ValueError(
+            "With a `config`, it says what happens to activations: Int8QuantizationConfig(activation_quantizer=...). "
+            "Received: activations=True"
+        )
+    if group_size is not None:
+        raise ValueError(
+            "With a `config`, it says how large groups are: `group_size` in GPTQConfig and AWQConfig, `block_size` in "
+            f"Int4QuantizationConfig. Received: group_size={group_size}"
+        )
+    unread = {
+        "per_channel": (True, "each output has scales of its own"),
+        "quantization_layer_structure": (None, "the model knows its blocks"),
+    }
+    for key, (only, why) in unread.items():
+        if getattr(config, key, only) != only:
+            raise ValueError(f"`config.{key}` is not read: {why}. Received: {key}={getattr(config, key)!r}")
+    if getattr(config, "tokenizer", None) is not None and config.tokenizer is not model.tokenizer:
+        raise ValueError(
+            "`config.tokenizer` is not read: texts are read with the model's own. Set model.tokenizer, give rows of "
+            "token ids as the dataset, and None as the tokenizer."
+        )
 
 
 def _chosen(layers, mode, keep, embeddings: bool, filters) -> dict[str, str]:
@@ -197,7 +230,7 @@ def _schemes(layers, chosen, in_blocks, config, group_size, activations) -> dict
         group_size = fitting_group_size(grouped)
     if config is not None and config.mode == "int8":
         activations = config.activation_quantizer is not None
-    if activations and "int8" not in modes.values():
+    if activations and "int8" not in chosen.values():
         raise ValueError("Only int8 can quantize activations too. Received: activations=True")
     schemes = {}
     for name, its in modes.items():

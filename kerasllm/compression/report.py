@@ -1,4 +1,4 @@
-"""What quantizing a model cost and brought: measured, printed, saved."""
+"""What quantizing or pruning a model cost and brought: measured, printed, saved."""
 
 import json
 import math
@@ -17,13 +17,13 @@ PROMPT, NEW_TOKENS, ROUNDS = 16, 32, 3
 
 
 def compare(before, after, batches, engine: str = "keras") -> dict:
-    """A report on two models: what was, and what it was quantized to.
+    """A report on two models: what was, and what it was quantized or pruned to.
 
     Args:
         before: with float weights.
-        after: the same model, quantized.
+        after: the same model, quantized or pruned.
         batches: of `evaluation_batches`.
-        engine: that makes tokens with the quantized model; see `use_engine`. The float one has Keras's.
+        engine: that makes tokens with `after`; see `use_engine`. The float one has Keras's.
 
     Returns:
         what `json.dumps` takes: "size_bytes", "tokens_per_second", "perplexity" and "accuracy", each before and after;
@@ -124,13 +124,10 @@ def save_report(report: dict, directory) -> None:
 
 
 def _notes(report: dict) -> list[str]:
-    schemes = [row["scheme"] for row in report["layers"]]
-    if not schemes:
-        return []  # Pruned, and not quantized.
     notes, speed = [], report["tokens_per_second"]
     if speed and speed["after"] < speed["before"]:
         share = speed["after"] / speed["before"]
-        notes.append(f"Slower than before quantizing: {share:.2f} of the tokens a second, with {report['engine']}.")
-    if report["size_ratio"] > 0.95 and any("float8" in scheme for scheme in schemes):
+        notes.append(f"Slower than before: {share:.2f} of the tokens a second, with {report['engine']}.")
+    if any(row["scheme"] == "float8" for row in report["layers"]) and report["size_ratio"] > 0.95:
         notes.append("No smaller: float8 quantizes what is computed in training, and keeps the weights.")
     return notes

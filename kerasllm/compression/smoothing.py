@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from kerasllm.compression.calibration import BUILTIN, calibration_rows, first_batches, observe, run_step
+from kerasllm.compression.calibration import calibration_rows, first_batches, observe, run_step
 from kerasllm.compression.chain import chain_of
 from kerasllm.compression.post_training import forget_compiled, quantized_layers
 
@@ -34,6 +34,8 @@ def smooth(model, calibration=None, strength: float = 0.5) -> None:
     Reference: Xiao et al. (2022), "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
     Models".
     """
+    from kerasllm.compression.fake_quantization import aware_layers
+
     if not 0 <= strength <= 1:
         raise ValueError(f"`strength` must be in [0, 1]. Received: strength={strength!r}")
     if model.config.norm_position != "pre":
@@ -41,10 +43,10 @@ def smooth(model, calibration=None, strength: float = 0.5) -> None:
             "Only norms that stand before a branch can be smoothed: the residual sum of this model reads them too "
             f"(norm_position={model.config.norm_position!r}). Quantize without activations instead."
         )
-    if model.adapters or quantized_layers(model):
-        raise ValueError("Smooth the model first: it is quantized or has adapters already.")
+    if model.adapters or quantized_layers(model) or aware_layers(model):
+        raise ValueError("Smooth the model first: it is quantized, trained for that, or has adapters already.")
     first, *steps = chain_of(model)
-    batches = first_batches(first, calibration_rows(model, BUILTIN if calibration is None else calibration))
+    batches = first_batches(first, calibration_rows(model, calibration))
     for step in steps:
         groups = _after_norms(step.layer)
         observed = observe(step, {str(i): projections[0] for i, (_, projections) in enumerate(groups)}, batches)

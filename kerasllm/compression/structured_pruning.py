@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasllm.compression.calibration import BUILTIN, calibration_rows, first_batches, observe, run_step
+from kerasllm.compression.calibration import calibration_rows, first_batches, observe, run_step
 from kerasllm.compression.chain import chain_of
 from kerasllm.compression.pruning import check_plain, prunable_layers
 from kerasllm.compression.reshaping import Parts, rebuilt, stacks_of
@@ -275,7 +275,7 @@ def _rows(model, calibration):
 
 
 def _token_rows(model, calibration) -> np.ndarray:
-    return calibration_rows(model, BUILTIN if calibration is None else calibration, ROWS, LENGTH)
+    return calibration_rows(model, calibration, ROWS, LENGTH)
 
 
 def _walk(model, calibration) -> list:

@@ -150,6 +150,19 @@ def padded_rows(model, rows) -> dict[str, np.ndarray]:
     return {"token_ids": ids, "padding_mask": mask}
 
 
+def single(text):
+    """What is one text, or one row of token ids, as it is.
+
+    Raises:
+        ValueError: it is several.
+    """
+    is_several = isinstance(text, list) and any(isinstance(part, str) for part in text)
+    if not isinstance(text, str) and (is_several or np.ndim(text) > 1):
+        what = f"{len(text)} texts" if is_several else f"rows of shape {np.shape(text)}"
+        raise ValueError(f"One text, or one row of token ids, is read at a time. Received: {what}. Give one of them.")
+    return text
+
+
 def pad_token_id(model) -> int:
     return (model.tokenizer and model.tokenizer.pad_token_id) or 0
 

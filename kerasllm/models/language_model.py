@@ -15,7 +15,7 @@ from kerasllm.losses import check_loss_options, linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
 from kerasllm.models.finite import warn_if_not_finite
 from kerasllm.models.id_range import IdRange
-from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, split_rows, task_data
+from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, single, split_rows, task_data
 from kerasllm.models.keras_files import KerasFiles
 from kerasllm.models.trace import Trace
 from kerasllm.models.transformer import EncoderDecoder, Transformer
@@ -360,7 +360,7 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
     def trace(self, text) -> Trace:
         """Runs a text (or token ids) through the explicit attention path and returns a `Trace`."""
         self.sync_weights()
-        inputs = self.as_inputs([text])
+        inputs = self.as_inputs([single(text)])
         ids = [int(i) for i in inputs["token_ids"][0]]
         tokens = [self.tokenizer.id_to_token(i) if self.tokenizer else str(i) for i in ids]
         with no_gradient():

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from kerasllm.losses import token_log_likelihoods
-from kerasllm.models.inputs import array_data, check_next_tokens, is_text, pad_token_id, tokenizer_of
+from kerasllm.models.inputs import array_data, check_next_tokens, is_text, pad_token_id, single, tokenizer_of
 from kerasllm.models.language_model import LanguageModel, no_gradient
 from kerasllm.models.trace import Seq2SeqTrace
 from kerasllm.objectives.seq2seq import seq2seq_batch
@@ -160,9 +160,9 @@ class Seq2SeqLM(LanguageModel):
         """
         self.sync_weights()
         if target is None:
-            target = self.generate(source)
-        source = self.encode_source(source) if isinstance(source, str) else list(source)
-        target = self.tokenizer.encode(target) if isinstance(target, str) else list(target)
+            target = self.generate(single(source))
+        source = self.encode_source(source) if isinstance(source, str) else list(single(source))
+        target = self.tokenizer.encode(target) if isinstance(target, str) else list(single(target))
         written = [self.start_token_id, *target]
         inputs = {"encoder_token_ids": np.array([source], "int32"), "decoder_token_ids": np.array([written], "int32")}
         self.as_inputs(inputs)

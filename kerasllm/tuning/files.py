@@ -73,10 +73,11 @@ def load_adapter(model: keras.Model, directory, name: str = "default") -> None:
     """
     directory, config = Path(directory), _config(directory)
     _check_base(model, config, directory)
+    _check_labels(model, config, directory)
     settings, values = _read(model, config, _tensors(directory / WEIGHTS))
     add_adapter(model, name, settings)
     try:
-        _fill(variables_of(adapter_of(model, name), name), values)
+        _fill(variables_of(adapter_of(model, name), name), values, is_whole=config["peft_type"] == OWN_TYPE)
     except ValueError:
         delete_adapter(model, name)
         raise
@@ -140,7 +141,14 @@ def _read(model, config: dict, tensors: dict[str, np.ndarray]):
     return method(**values), {tuple(key.rsplit(".", 2)): tensor.astype("float32") for key, tensor in tensors.items()}
 
 
-def _fill(variables, values) -> None:
+def _fill(variables, values, is_whole: bool) -> None:
+    """Gives an adapter its weights.
+
+    Args:
+        variables, values: by (layer, kind of delta, weight).
+        is_whole: whether the file has all of them. In peft's format, nothing is added to a weight that the file has
+            not, or has as the base does.
+    """
     for key, value in values.items():
         if key not in variables:
             raise ValueError(f"The adapter has {'.'.join(key)!r}, which its settings know nothing of.")
@@ -152,7 +160,7 @@ def _fill(variables, values) -> None:
     for key, variable in variables.items():
         if key in values:
             variable.assign(values[key].astype("float32"))
-        elif not key[2].endswith("_offset"):  # A bias that the file has not is the base's.
+        elif is_whole or not key[2].endswith("_offset"):
             raise ValueError(f"The adapter lacks {'.'.join(key)!r}.")
 
 
@@ -164,6 +172,16 @@ def _check_base(model, config: dict, directory) -> None:
         raise ValueError(
             f"The adapter in {str(directory)!r} was trained on another base: its fingerprint is {saved}, and this "
             f"model's is {found}. Load the base that it was trained on."
+        )
+
+
+def _check_labels(model, config: dict, directory) -> None:
+    """The head of an adapter must mean by each number what the model does."""
+    saved, found = (config.get("kerasllm") or {}).get("labels"), getattr(model, "labels", None)
+    if saved and found and list(saved) != list(found):
+        raise ValueError(
+            f"The adapter in {str(directory)!r} was trained on the labels {', '.join(map(str, saved))}, in this order, "
+            f"and this model has {', '.join(map(str, found))}. Open the model with labels={saved!r}."
         )
 
 

@@ -11,7 +11,7 @@ from keras import ops
 from kerasllm.tuning.delta import Delta, is_training, numpy
 from kerasllm.tuning.offset import BIAS_NAMES, Offset
 from kerasllm.tuning.settings import Part, Settings, ends_with
-from kerasllm.tuning.targets import LINEAR, NORMS, named_layers, value_for
+from kerasllm.tuning.targets import LINEAR, NORMS, named_layers, select, value_for
 
 INITIALIZATIONS = ("default", "orthogonal", "pissa")
 BIASES = ("none", "all", "lora_only")
@@ -25,7 +25,7 @@ class LoRA(Settings):
 
     Args:
         rank: columns of A and rows of B; or a dict of patterns to ranks, which then are the targets, too.
-        alpha: the scaling is alpha / rank. Like `rank`, a number or a dict.
+        alpha: the scaling is alpha / rank. Like `rank`, a number or a dict; targets that no pattern matches have 16.
         targets: see `Settings`; when left out, the query and value projections, as in the paper, or, in models
             that have none, every `Dense` and `EinsumDense`. Embeddings can be targets.
         also_train: see `Settings`.
@@ -81,6 +81,9 @@ class LoRA(Settings):
     def find(self, model):
         found = super().find(model)
         if self.targets is not None:
+            for setting in (self.rank, self.alpha):
+                if isinstance(setting, dict):
+                    select(setting, found)  # Each must match a target.
             return found
         found = {name: layer for name, layer in found.items() if isinstance(layer, LINEAR)}
         if not found:

@@ -27,7 +27,7 @@ def combine_adapters(
         model: with these adapters, all of them `LoRA` without DoRA.
         names: of two adapters or more.
         name: of the new one.
-        weights: one for each; 1 each when left out.
+        weights: one for each; 1 each when left out. What `scale` set multiplies them.
         method: "linear" (their sum), "ties" (of each the largest changes only; where signs differ, the heavier sign
             wins, and those that have it are averaged) or "dare" (of each a random share of changes, made larger by
             as much, then the sum).
@@ -53,6 +53,7 @@ def combine_adapters(
         raise ValueError(f"Give two adapters or more, with one weight each. Received: {names!r}, weights={weights!r}")
     layers: dict[str, list[tuple[float, LoRADelta]]] = {}
     for each, weight in zip(names, weights):
+        weight = weight * adapter_of(model, each).factor
         for part in adapter_of(model, each).parts:
             if not isinstance(part.delta, LoRADelta) or part.delta.settings.dora:
                 raise ValueError(

@@ -263,6 +263,7 @@ def merge(model: keras.Model) -> None:
             _check_mergeable(name, part)
             for attribute, offset in part.delta.offsets().items():
                 variable = getattr(part.layer, attribute)
+                _check_variable(name, part, attribute, variable)
                 total = changes.setdefault(id(variable), [variable, 0.0])
                 total[1] = total[1] + state.all[name].amount * offset
     _check_order(state)
@@ -393,6 +394,19 @@ def _check_mergeable(name: str, part: Part) -> None:
         )
     if getattr(part.layer, "tie_weights", False):
         raise ValueError(f"{part.name!r} is also the model's head, which the adapter {name!r} must not change.")
+
+
+def _check_variable(name: str, part: Part, attribute: str, variable) -> None:
+    if not isinstance(variable, keras.Variable):
+        raise ValueError(
+            f"{part.name!r} does not compute with its {attribute} as it is, so nothing can be merged into it: it is "
+            "trained for quantization. Call quantization_unaware(model) first."
+        )
+    if variable.constraint is not None:
+        raise ValueError(
+            f"The {attribute} of {part.name!r} is kept at zero in places (it was pruned), which what the adapter "
+            f"{name!r} adds would fill. Leave the adapter beside it, or call free_zeros(model) first, and prune again."
+        )
 
 
 def _check_order(state: Adapters) -> None:

@@ -25,7 +25,8 @@ class PromptTuning(Settings):
     Args:
         also_train: see `Settings`.
         num_tokens: how many vectors.
-        initial_ids: ids of tokens whose vectors they begin as, repeated as needed; random tokens when left out.
+        initial_ids: ids of tokens whose vectors they begin as, `num_tokens` at the most, repeated as needed; random
+            tokens when left out.
         seed: of the random beginning.
 
     Example:
@@ -49,6 +50,10 @@ class PromptTuning(Settings):
             raise ValueError(f"A {type(self).__name__} has no `targets`. Received: targets={self.targets!r}")
         if isinstance(getattr(self, "initial_ids", None), list):
             object.__setattr__(self, "initial_ids", tuple(self.initial_ids))
+        if self.initial_ids is not None and not 1 <= len(self.initial_ids) <= self.num_tokens:
+            raise ValueError(
+                f"`initial_ids` must be 1 to num_tokens={self.num_tokens} ids. Received: {len(self.initial_ids)} ids"
+            )
 
     def build(self, model, gate, adapter):
         network = getattr(model, "transformer", None)

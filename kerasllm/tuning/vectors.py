@@ -9,7 +9,7 @@ from keras import ops
 from kerasllm.tuning.delta import Delta, numpy
 from kerasllm.tuning.offset import BIAS_NAMES, Offset, weight_names
 from kerasllm.tuning.settings import Settings, ends_with
-from kerasllm.tuning.targets import LINEAR, NORMS, matches
+from kerasllm.tuning.targets import LINEAR, NORMS, matches, select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,8 @@ class IA3(Settings):
     Args:
         targets: see `Settings`; when left out, keys, values and the last projection of each feed-forward.
         also_train: see `Settings`.
-        on_input: those targets whose input is multiplied instead; as `targets`.
+        on_input: those targets whose input is multiplied instead; as `targets`. Each must match a target, but for the
+            last projections that it is when left out.
 
     Example:
     ```python
@@ -41,9 +42,18 @@ class IA3(Settings):
     def default_targets(self, names):
         return ends_with(names, "key", "value", "down")
 
+    def find(self, model):
+        found = super().find(model)
+        if self.on_input != type(self).on_input:  # The default may be meant for layers that are no targets.
+            select(self._patterns, found)
+        return found
+
+    @property
+    def _patterns(self) -> tuple[str, ...]:
+        return (self.on_input,) if isinstance(self.on_input, str) else self.on_input
+
     def make(self, layer, name, gate, adapter):
-        patterns = (self.on_input,) if isinstance(self.on_input, str) else self.on_input
-        return IA3Delta(gate, layer, f"ia3_{adapter}", any(matches(pattern, name) for pattern in patterns))
+        return IA3Delta(gate, layer, f"ia3_{adapter}", any(matches(pattern, name) for pattern in self._patterns))
 
 
 class IA3Delta(Delta):

@@ -102,6 +102,9 @@ def test_little_by_little():
         (lambda: (Magnitude(0.5), "block_0.attention.quer"), "Did you mean"),
         (lambda: (Magnitude(0.5), "embedding.tokens"), "No layer matches"),
         (lambda: (Wanda(0.5, calibration=[[1, 2, 3]]),), "too short: it has 3 tokens"),
+        (lambda: (Wanda(0.5),), "`calibration` must be rows of token ids"),
+        (lambda: (Wanda(0.5, calibration=None),), "`calibration` must be rows of token ids"),
+        (lambda: (SparseGPT(0.5, calibration=[]),), "`calibration` is empty"),
     ],
 )
 def test_what_is_refused_leaves_the_model_as_it_was(arguments, message):
@@ -123,5 +126,16 @@ def test_quantized_and_adapted_models_are_refused():
     model.enable_lora(2)
     with pytest.raises(ValueError, match=r"has adapters \(default\)"):
         prune(model, Magnitude(0.5))
+    model, _ = make("gpt", num_layers=1)
+    prune(model, Magnitude(0.5))
+    before = kernels(model)
+    model.enable_lora(2)
+    with pytest.raises(ValueError, match=r"kept at zero in places .*free_zeros"):
+        model.merge()
+    assert all((kernel == before[name]).all() for name, kernel in kernels(model).items())
+    model.delete_adapter("default")
+    free_zeros(model)
+    model.enable_lora(2)
+    model.merge()
     with pytest.raises(ValueError, match="`begin` must come before `end`"):
         GradualPruning(make("gpt", num_layers=1)[0], 0.5, begin=3, end=3)

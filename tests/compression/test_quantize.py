@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras.quantizers import AWQConfig, GPTQConfig, Int4QuantizationConfig, Int8QuantizationConfig
 from tiny_models import CALIBRATION, IDS, make
 
 import kerasllm
@@ -172,7 +173,17 @@ def test_calibration_rows_are_the_same_each_time():
         ({"mode": "int8", "keep": "*"}, "No layer is left"),
         ({"mode": "gptq", "calibration": [[1, 2, 3]]}, "too short: it has 3 tokens"),
         ({"mode": "gptq", "calibration": [[99] * 50]}, "Token id out of range: 99"),
-        ({"mode": "gptq"}, "tokenizer"),
+        ({"mode": "gptq"}, "`calibration` must be rows of token ids.*no tokenizer"),
+        ({"mode": "awq", "calibration": ["text"]}, "`calibration` must be rows of token ids.*no tokenizer"),
+        ({"mode": "awq", "calibration": []}, "`calibration` is empty"),
+        ({"mode": "gptq", "calibration": [{"token_ids": CALIBRATION}]}, "batches of several arrays"),
+        ({"mode": "gptq", "calibration": CALIBRATION * 1.5}, "must be integers"),
+        ({"mode": "int8", "calibration": CALIBRATION}, "Only gptq and awq look at calibration data"),
+        ({"mode": "gptq", "calibration": CALIBRATION, "activations": True}, "Only int8"),
+        ({"config": Int4QuantizationConfig(block_size=-1), "group_size": 16}, "With a `config`, .*block_size"),
+        ({"config": Int8QuantizationConfig(None, None), "activations": True}, "With a `config`"),
+        ({"config": GPTQConfig(CALIBRATION, None, per_channel=False)}, "config.per_channel"),
+        ({"config": AWQConfig(["text"], tokenizer=len)}, "config.tokenizer"),
     ],
 )
 def test_what_is_refused_leaves_the_model_as_it_was(arguments, message):

@@ -138,3 +138,12 @@ def test_the_command(tmp_path):
     assert json.loads((tmp_path / "mine-int4/quantization.json").read_text())["mode"] == "int4"
     assert "`engine`" in run(*arguments[:-1], "vllm", code=2)
     assert "quantized already" in run("quantize", tmp_path / "mine-int4", *arguments[2:], code=2)
+    assert "with a search" in run(*arguments, "--search", "0.1", code=2)
+    assert "Only gptq and awq" in run(*arguments, "--calibration", tmp_path / "text.txt", code=2)
+    arguments = ("prune", *arguments[1:4], "--method", "magnitude")
+    output = run(*arguments)
+    assert "50.0%" in output and "Zeros are stored" in output and "quanti" not in output and "float8" not in output
+    assert "looks at no text" in run(*arguments, "--calibration", tmp_path / "text.txt", code=2)
+    assert "Either weights are set to zero" in run(*arguments, "--neurons", "0.5", code=2)
+    output = run("prune", *arguments[1:4], "--neurons", "0.5", "--calibration", tmp_path / "text.txt")
+    assert "Zeros are stored" not in output and "quanti" not in output

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from tiny_models import CALIBRATION, make
 
-from kerasllm.compression import smooth
+from kerasllm.compression import quantization_aware, smooth
 
 
 def output(model, inputs):
@@ -47,6 +47,13 @@ def test_refused():
     np.testing.assert_array_equal(output(model, inputs), before)
     with pytest.raises(ValueError, match="norm_position='post'"):
         smooth(make("bert")[0], CALIBRATION)
+    with pytest.raises(ValueError, match=r"`calibration` must be rows of token ids.*documentation of Python"):
+        smooth(model)
+    with pytest.raises(ValueError, match="`calibration` is empty"):
+        smooth(model, [])
+    quantization_aware(model, "int8")
+    with pytest.raises(ValueError, match="trained for that"):
+        smooth(model, CALIBRATION)
     model.quantize("int8")
     with pytest.raises(ValueError, match="quantized"):
         smooth(model, CALIBRATION)

@@ -136,6 +136,19 @@ def test_the_first_loss_is_that_of_a_uniform_guess():
     assert loss == pytest.approx(np.log(VOCABULARY), abs=0.05)
 
 
+@pytest.mark.one_backend
+def test_a_trace_is_of_one_row():
+    model, rows = make_model("llama"), random_ids(4, 8)
+    for several, message in (
+        (rows, r"rows of shape \(4, 8\)"),
+        (rows.tolist(), "rows of shape"),
+        (["a", "b"], "2 texts"),
+    ):
+        with pytest.raises(ValueError, match=f"One text, or one row of token ids.*{message}"):
+            model.trace(several)
+    assert len(model.trace(rows[0]).tokens) == 8
+
+
 def test_trace_shows_what_happened():
     model, ids = make_model("llama"), random_ids(1, 8)
     trace = model.trace(ids[0])

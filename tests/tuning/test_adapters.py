@@ -5,12 +5,14 @@ import json
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 from keras import ops
 
 import kerasllm
 from kerasllm import tuning
+from kerasllm.compression import quantization_aware
 from kerasllm.generation.programs import programs_of
-from kerasllm.tuning import IA3, BitFit, Bottleneck, LayerNormTuning, LoRA
+from kerasllm.tuning import IA3, BitFit, Bottleneck, LayerNormTuning, LoRA, PromptTuning
 from kerasllm.tuning.model_adapters import adapter_of
 
 CONFIG = kerasllm.TransformerConfig(31, 16, num_layers=1, num_heads=2, hidden_dim=8, initializer_range=0.3)
@@ -148,6 +150,11 @@ def test_the_weighted_sum_is_that_of_the_kernels_and_merges():
 
     tuning.combine_adapters(model, ["a", "b"], "linear", [0.7, -0.3])
     close(output(model), summed)
+    model.scale(2.0, "a")
+    tuning.combine_adapters(model, ["a", "b"], "scaled", [0.35, -0.3])  # What is scaled counts as much here.
+    close(output(model), summed)
+    model.delete_adapter("scaled")
+    model.scale(1.0, "a")
     tuning.combine_adapters(model, ["a", "b"], "ties", [1.0, 1.0], method="ties", density=1.0)
     model.merge()
     found = values([kernel])[0] - start
@@ -287,6 +294,11 @@ def test_a_classifiers_new_head_goes_with_its_adapter(tmp_path):
         (lambda: LoRA(dropout=1.0), "`dropout`"),
         (lambda: LoRA(initialization="zero"), "`initialization` must be one of"),
         (lambda: LoRA(targets="query", also_train="query"), "as both"),
+        (lambda: LoRA(rank={"query": 2, "*": 3, "valeu": 4}, targets="attention.*"), "Did you mean 'value'"),
+        (lambda: LoRA(rank=2, alpha={"quary": 4.0}, targets="attention.*"), "Did you mean 'query'"),
+        (lambda: IA3(on_input="feed_forward.dwon"), "Did you mean"),
+        (lambda: PromptTuning(num_tokens=2, initial_ids=[1, 2, 3]), "`initial_ids` must be 1 to num_tokens=2"),
+        (lambda: PromptTuning(num_tokens=2, initial_ids=[]), "`initial_ids` must be 1 to num_tokens=2"),
         (lambda: Bottleneck(place="inside"), "`place` must be one of"),
         (lambda: Bottleneck(dim=0), "`dim`"),
     ],
@@ -376,3 +388,41 @@ def test_files_that_are_wrong(tmp_path):
     with pytest.raises(ValueError, match="do not fit: A is"):
         other.load_adapter(tmp_path / "good")
     assert other.adapters == {} and model.adapters == {}
+
+
+@pytest.mark.one_backend
+def test_a_file_of_our_own_that_lacks_a_weight(tmp_path):
+    model = new_model()
+    model.add_adapter("mine", BitFit())
+    model.save_adapter(tmp_path, "mine")
+    model.delete_adapter("mine")
+    tensors = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    name = tensors.popitem()[0]
+    safetensors.numpy.save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"lacks '{name}'"):
+        model.load_adapter(tmp_path)
+    assert not model.adapters
+
+
+@pytest.mark.one_backend
+def test_a_classifier_s_adapter_goes_to_the_same_labels(tmp_path):
+    def classifier(*labels):
+        keras.utils.set_random_seed(3)
+        return kerasllm.TextClassifier(CONFIG, labels=labels)
+
+    model = classifier("sad", "glad")
+    model.add_adapter("mine", LoRA(rank=2))
+    model.save_adapter(tmp_path, "mine")
+    classifier("sad", "glad").load_adapter(tmp_path)
+    for other in (classifier("glad", "sad"), classifier("a", "b")):
+        with pytest.raises(ValueError, match=r"labels sad, glad, in this order, .*has .*labels=\['sad', 'glad'\]"):
+            other.load_adapter(tmp_path)
+
+
+@pytest.mark.one_backend
+def test_what_is_trained_for_quantization_is_not_merged_into():
+    model = new_model()
+    quantization_aware(model, "int4", group_size=4)
+    model.add_adapter("mine", LoRA(rank=2))
+    with pytest.raises(ValueError, match=r"quantization_unaware\(model\) first"):
+        model.merge()
