@@ -1,6 +1,6 @@
 """Long texts in parts that a tokenizer reads as it reads the whole: its own memory is then that of a part.
 
-The `tokenizers` library keeps about 170 bytes for each byte of a text until it is done with it.
+The `tokenizers` library keeps about 130 bytes for each byte of a text until it is done with it.
 """
 
 import re
