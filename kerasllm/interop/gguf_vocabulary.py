@@ -11,6 +11,24 @@ LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 END_ROLES = ("eos", "eot", "eom")
 PLAIN_BPE = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")  # must be empty
+# llama.cpp tells these by their names, whatever the file says of them: it takes the first for special tokens, and the
+# others for text.
+SPECIAL_THERE = {
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<turn|>"),
+    *("<end_of_utterance>", "<eos>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[", "[PAD]", "<PAD>"),  # noqa: RUF001
+    *(
+        form.format(part)
+        for part in ("prefix", "suffix", "middle", "pad", "repo")
+        for form in ("<|fim_{}|>", "<fim_{}>")
+    ),
+    *(f"<fim-{part}>" for part in ("prefix", "suffix", "middle", "pad", "repo")),
+    *(form.format(part) for part in ("PRE", "SUF", "MID") for form in ("<{}>", "▁<{}>")),
+    *(form.format(part) for part in ("prefix", "suffix", "middle") for form in ("<|{}|>", "<|code_{}|>")),
+    *("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001
+    *("<|repo_name|>", "<REPO>", "<reponame>", "<|file_sep|>"),
+}
+TEXT_THERE = {"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"}
 PREFIX, SPACES = {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 
 
@@ -112,6 +130,11 @@ def _kind(description: dict) -> str:
         raise ValueError(f"its model is a {model['type']}, and only BPE is written")
     if found := [name for name in PLAIN_BPE if model.get(name)]:
         raise ValueError(f"it sets {', '.join(found)}")
+    special = {token["content"] for token in description["added_tokens"] if token["special"]}
+    if found := sorted((SPECIAL_THERE & model["vocab"].keys()) - special) + sorted(TEXT_THERE & special):
+        raise ValueError(
+            f"it takes the token {found[0]!r} by its name for {'text' if found[0] in special else 'special'}"
+        )
     for token in description["added_tokens"]:
         if found := [flag for flag in ("single_word", "lstrip", "rstrip") if token[flag]]:
             raise ValueError(f"the token {token['content']!r} is matched with {', '.join(found)}")

@@ -111,7 +111,7 @@ class TestDamagedSpiece:
                 assert "damaged" in str(error)
 
     def test_a_model_of_another_kind_says_what_to_do(self, tmp_path):
-        self.refused(train("char"), tmp_path, "neither a Unigram nor a BPE model.*tokenizer.json")
+        self.refused(train("word"), tmp_path, "model_type: WORD, which is not read.*sentencepiece library")
 
     def test_extra_ids(self, spiece, tmp_path):
         for extra in (-1, 10**9, "x"):
