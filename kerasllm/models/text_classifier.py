@@ -56,6 +56,7 @@ class TextClassifier(LanguageModel):
 
     input_keys = ("token_ids", "padding_mask", "segment_ids")
     predicts_tokens = False
+    target_axes = 1
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class TextClassifier(LanguageModel):
 
     @property
     def target_range(self):
-        return IdRange("Label", "num_labels", self.num_labels)
+        return IdRange("Label", "num_labels", self.num_labels, ignores=True)
 
     def as_inputs(self, x):
         return marked_inputs(self, x, self.truncation) if is_text_rows(x) else model_inputs(self, x)
