@@ -100,6 +100,20 @@ def linear_cross_entropy(
     return loss, (nll[0] if nll else loss), correct
 
 
+def cross_entropy(logits, targets, weights, *, label_smoothing=0.0, z_loss=0.0):
+    """What `linear_cross_entropy` computes, of logits that are there: (…, vocabulary), with (…) targets and weights."""
+    logits = ops.cast(logits, "float32")
+    normalizer = ops.logsumexp(logits, axis=-1)
+    target = ops.squeeze(ops.take_along_axis(logits, ops.expand_dims(ops.cast(targets, "int32"), -1), axis=-1), -1)
+    weights = ops.cast(weights, "float32")
+    nll = ops.sum(weights * (normalizer - target))
+    correct = ops.sum(weights * ops.cast(target >= ops.max(logits, axis=-1), "float32"))
+    if not (label_smoothing or z_loss):
+        return nll, nll, correct
+    smoothed = (1 - label_smoothing) * target + label_smoothing * ops.mean(logits, axis=-1)
+    return ops.sum(weights * (normalizer - smoothed + z_loss * normalizer**2)), nll, correct
+
+
 def token_log_likelihoods(hidden, kernel, targets, chunk_size=None):
     """log p(target) of each token, (tokens,) float32; chunked like the loss, without gradients."""
     size = chunk_size or chunk_tokens(hidden.shape[0], kernel.shape[1])

@@ -16,7 +16,7 @@ def test_perplexity_is_summed_then_divided():
     metrics = TokenMetrics(with_bytes=True)
     batches = [(10.0, 9.0, 3.0, 4.0, 11.0), (1.0, 1.0, 1.0, 1.0, 2.0), (50.0, 48.0, 2.0, 20.0, 61.0)]
     for loss, nll, correct, tokens, num_bytes in batches:
-        metrics.update_state(loss, nll, correct, tokens, num_bytes)
+        metrics.add(loss, nll, correct, tokens, num_bytes)
     loss, nll, correct, tokens, num_bytes = np.sum(batches, axis=0)
     result = {name: value(v) for name, v in metrics.result().items()}
     assert result == pytest.approx(
@@ -34,7 +34,7 @@ def test_perplexity_is_summed_then_divided():
 
 def test_reset_and_config():
     metrics = TokenMetrics(with_bytes=True)
-    metrics.update_state(3.0, 3.0, 1.0, 2.0, 5.0)
+    metrics.add(3.0, 3.0, 1.0, 2.0, 5.0)
     metrics.reset_state()
     assert value(metrics.result()["loss"]) == 0.0
     assert TokenMetrics.from_config(metrics.get_config()).with_bytes

@@ -1,5 +1,6 @@
 """`Distiller`: a student is trained to answer as its teacher does, with Keras's `fit`."""
 
+import contextlib
 from collections.abc import Mapping
 
 import keras
@@ -9,7 +10,8 @@ from kerasllm.compression.divergence import DIVERGENCES, linear_distillation
 from kerasllm.compression.students import evenly
 from kerasllm.layers.inner import inner
 from kerasllm.layers.projection import Projection
-from kerasllm.models.language_model import LanguageModel
+from kerasllm.models.language_model import HeadInput, LanguageModel
+from kerasllm.targets import counted_targets
 
 
 @keras.saving.register_keras_serializable("kerasllm")
@@ -52,6 +54,8 @@ class Distiller(LanguageModel):
     Jiao et al. (2019), "TinyBERT", for hidden states and attention.
     """
 
+    loss_reads_logits = False
+
     def __init__(
         self,
         student,
@@ -82,7 +86,8 @@ class Distiller(LanguageModel):
             self.bridge.build((None, student.config.hidden_dim))
         self.input_keys = student.input_keys
         self.train_data, self.fit_callbacks = None, []
-        self._stage, self._default_loss, self._static_batch = type(student._stage)(), False, None
+        self._stage, self._static_batch, self._batches_drawn = type(student._stage)(), None, 0
+        self._default_loss = self._loss_of_hidden = False
         self._token_bytes = student._token_bytes
         self.built = True
 
@@ -94,8 +99,8 @@ class Distiller(LanguageModel):
     def as_inputs(self, x):
         return self.student.as_inputs(x)
 
-    def as_data(self, x, y=None, sample_weight=None, batch_size=32, shuffle=False):
-        return self.student.as_data(x, y, sample_weight, batch_size, shuffle)
+    def as_data(self, *arguments, **options):
+        return self.student.as_data(*arguments, **options)
 
     def default_metrics(self):
         return self.student.default_metrics()
@@ -119,7 +124,7 @@ class Distiller(LanguageModel):
         inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
         if not (training and self._stage.now == "loss"):
             hidden = inner(self.student.transformer, training=training, **inputs)
-            return hidden if self._stage.now == "loss" else self.logits(hidden)
+            return HeadInput(hidden) if self._stage.now == "loss" else self.logits(hidden)
         matching = bool(self.hidden or self.attention)
         mine = inner(self.student.transformer, training=True, trace=matching, **inputs)
         its = inner(self.teacher.transformer, training=False, trace=matching, **inputs)
@@ -128,11 +133,13 @@ class Distiller(LanguageModel):
         return mine[0], ops.stop_gradient(its[0]), self._mismatch(_stacks(mine), _stacks(its))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        targets, weights = counted_targets(x, y, sample_weight)
+        if not isinstance(y_pred, HeadInput if not training else tuple):
+            self.check_logits()
         if not training:
-            return self.token_loss(y_pred, y, sample_weight, training=False)
+            return self.token_loss(y_pred.hidden, targets, weights, training=False)
         mine, its, mismatch = y_pred
-        targets = ops.reshape(y, (-1,))
-        weights = None if sample_weight is None else ops.reshape(sample_weight, (-1,))
+        targets, weights = ops.reshape(targets, (-1,)), ops.reshape(weights, (-1,))
         sums = linear_distillation(
             self.student.head_input(_flat(mine)),
             self.student.head_kernel(),
@@ -142,20 +149,24 @@ class Distiller(LanguageModel):
             weights,
             **self.settings,
         )
-        tokens = self._count_tokens(targets, weights)
+        tokens = ops.maximum(ops.sum(weights), 1e-9)
         loss = sums[0] / tokens + mismatch
-        self.token_metrics.update_state(loss * tokens, sums[1], sums[2], tokens, self._count_bytes(targets, weights))
+        num_bytes = self.token_metrics.count_bytes(targets, weights)
+        self.token_metrics.add(loss * tokens, sums[1], sums[2], tokens, num_bytes)
         return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return self.get_metrics_result()
 
-    def fit(self, *arguments, **keywords):
+    @contextlib.contextmanager
+    def door(self, name):
+        """The teacher is frozen in all of them: each of them may be the first to build the optimizer."""
         trained = [variable for variable in self.teacher.variables if variable.trainable]
         for variable in trained:
             variable.trainable = False
         try:
-            return super().fit(*arguments, **keywords)
+            with super().door(name):
+                yield
         finally:
             for variable in trained:
                 variable.trainable = True
@@ -170,12 +181,6 @@ class Distiller(LanguageModel):
         read = keras.saving.deserialize_keras_object
         models = {name: read(config[name], custom_objects) for name in ("student", "teacher")}
         return cls(**{**config, **models, "layer_map": dict(config["layer_map"])})
-
-    def _count_bytes(self, targets, weights):
-        if self._token_bytes is None:
-            return 0.0
-        lengths = ops.take(ops.convert_to_tensor(self._token_bytes), targets, axis=0)
-        return ops.sum(lengths if weights is None else lengths * ops.cast(weights > 0, "float32"))
 
     def _mismatch(self, mine, its):
         """What hidden states and attention weights differ by, stack by stack."""

@@ -38,3 +38,9 @@ class Quantizable:
         find_masks(self)
         share_masks(self)
         return super().fit(*arguments, **keywords)
+
+    def train_on_batch(self, *arguments, **keywords):
+        from kerasllm.compression.pruning import share_masks
+
+        share_masks(self)
+        return super().train_on_batch(*arguments, **keywords)

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from kerasllm.targets import IGNORED
+
 
 @dataclasses.dataclass(frozen=True)
 class IdRange:
@@ -15,6 +17,7 @@ class IdRange:
         what: what a number stands for, such as "Token id".
         limit: the name of the size, such as "vocabulary_size".
         size: how many numbers there are.
+        ignores: whether -100 may stand for a target that counts nothing.
 
     Example:
     ```python
@@ -25,6 +28,7 @@ class IdRange:
     what: str
     limit: str
     size: int
+    ignores: bool = False
 
     def check(self, ids) -> None:
         """Raises a ValueError that names the first number out of range, or a type that is no whole number."""
@@ -34,13 +38,17 @@ class IdRange:
         if not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"{self.what}s must be integers. Received: dtype={ids.dtype}")
         low, high = int(ids.min()), int(ids.max())
+        if self.ignores and low == IGNORED:
+            ids = np.where(ids == IGNORED, 0, ids)
+            low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.size:
-            raise ValueError(
-                f"{self.what} out of range: {low if low < 0 else high}. The model's {self.limit} is {self.size}, so "
-                f"{self.what.lower()}s must be in [0, {self.size})."
-            )
+            raise ValueError(self.message.format(low if low < 0 else high))
 
     @property
     def message(self) -> str:
-        """The error where the number is not known."""
-        return f"{self.what} out of range: the model's {self.limit} is {self.size}"
+        """The error, with {} for the number that is out of range."""
+        ignored = f", or {IGNORED} for one that does not count" if self.ignores else ""
+        return (
+            f"{self.what} out of range: {{}}. The model's {self.limit} is {self.size}, so "
+            f"{self.what.lower()}s must be in [0, {self.size}){ignored}."
+        )

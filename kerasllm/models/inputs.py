@@ -1,54 +1,15 @@
-"""What users hand to fit, evaluate, predict and score, as the arrays and batches that the model reads."""
-
-import inspect
+"""Rows of text or arrays that users hand to fit, evaluate, predict and score, as the arrays that the model reads."""
 
 import keras
 import numpy as np
 
 from kerasllm.data.arrays import ArrayDataset
-from kerasllm.data.counted import CountedDataset
 from kerasllm.data.dataset import TokenDataset
 from kerasllm.data.shards import TokenShards
 from kerasllm.objectives.next_token import causal
+from kerasllm.targets import IGNORED
 
-IGNORED = -100  # the label that transformers leaves out of the loss
-
-
-def task_data(model, x, y=None, sample_weight=None, batch_size=32, shuffle=False):
-    """Batches of (x[, y[, sample_weight]]) from anything `fit` takes.
-
-    Batches that the user made are checked and passed on; rows of text or arrays are the task's to read, with
-    `model.row_data`.
-    """
-    if isinstance(x, TokenDataset):
-        _check_shards(model, x.shards)
-        return x
-    if isinstance(x, ArrayDataset):
-        _checked_batch(model, x.parts)
-    if isinstance(x, CountedDataset):
-        return x
-    if isinstance(x, keras.utils.PyDataset):
-        return _CheckedDataset(model, x)
-    if _is_tf_dataset(x):
-        if not _holds_text(x):
-            return _checked_tf_dataset(model, x)
-        (x, y, sample_weight), shuffle = _text_columns(x), False
-    if inspect.isgenerator(x):
-        return _checked_batches(model, x)
-    if not _is_rows(x):
-        return x  # A DataLoader: Keras knows what to do with it.
-    return model.row_data(x, y, sample_weight, batch_size, shuffle)
-
-
-def prediction_data(model, x):
-    """What `predict` takes, checked: the arrays of texts, lists and arrays; batches of batches."""
-    if isinstance(x, keras.utils.PyDataset):
-        return x if isinstance(x, CountedDataset) else _CheckedDataset(model, x)
-    if _is_tf_dataset(x):
-        return model.as_inputs(_text_columns(x)[0]) if _holds_text(x) else _checked_tf_dataset(model, x)
-    if inspect.isgenerator(x):
-        return _checked_batches(model, x)
-    return model.as_inputs(x) if _is_rows(x) else x
+SHAPES_DIFFER = "Targets must have the shape of what they are for. Received: y of shape {}, inputs of shape {}."
 
 
 def causal_rows(model, x, y, sample_weight, batch_size, shuffle):
@@ -58,7 +19,7 @@ def causal_rows(model, x, y, sample_weight, batch_size, shuffle):
         texts = [x] if isinstance(x, str) else list(x)
         documents = [ids + ([] if end is None else [end]) for ids in model.tokenizer.encode_texts(texts)]
         return packed_data(model, documents, causal, batch_size, shuffle)
-    inputs = model_inputs(model, x, spare=1)
+    inputs = model_inputs(model, x, spare=int(y is None))
     if y is None:
         inputs, y, sample_weight = _shifted(inputs, sample_weight)
     else:
@@ -67,14 +28,59 @@ def causal_rows(model, x, y, sample_weight, batch_size, shuffle):
 
 
 def array_data(model, inputs, y, sample_weight, batch_size, shuffle):
-    """Batches of arrays, their targets checked."""
+    """Batches of arrays, their targets and weights checked."""
     if y is None:
         raise ValueError(f"A {type(model).__name__} trains on targets too. Received: y=None")
-    y = np.asarray(y)
-    model.target_range.check(y)
-    if sample_weight is not None:
-        sample_weight = _item_weights(sample_weight, y.shape)
+    y, sample_weight = checked_targets(model, inputs, y, sample_weight)
     return ArrayDataset(inputs, y, sample_weight, batch_size, shuffle=shuffle, fill_last=model.uses_default_loss)
+
+
+def checked_targets(model, inputs, y, sample_weight=None):
+    """Targets and weights as arrays, or dicts of them, of the shapes that belong to the inputs.
+
+    Raises:
+        ValueError: a target out of range, another shape, or a weight that is not finite or is negative.
+    """
+    y = keras.tree.map_structure(_as_array, y)
+    model.check_targets(y)
+    if isinstance(y, dict):
+        given = sample_weight or {}
+        parts = {name: _checked_part(model, inputs, y[name], given.get(name), name) for name in y}
+        weights = {name: np.ones(y[name].shape, "float32") if w is None else w for name, w in parts.items()}
+        return y, weights if given else None
+    return y, _checked_part(model, inputs, y, sample_weight)
+
+
+def _checked_part(model, inputs, y, sample_weight, name=None):
+    """The weights of one kind of targets."""
+    wanted = tuple(target_shape(model, {key: np.shape(value) for key, value in inputs.items()}, name))
+    if y.shape != wanted:
+        raise ValueError(SHAPES_DIFFER.format(y.shape, wanted))
+    if sample_weight is None:
+        if not model.ignores_labels and (y == IGNORED).any():
+            raise ValueError(
+                f"A loss function of your own sees all targets, those of {IGNORED} too. Give `sample_weight`, 0 for "
+                "those that do not count, or use a loss of Keras's."
+            )
+        return None
+    # Several labels a row have one weight, that of the row.
+    return item_weights(sample_weight, y.shape[:1] if getattr(model, "multi_label", False) else y.shape)
+
+
+def target_shape(model, shapes: dict, name: str | None = None):
+    """The shape of targets for inputs of these shapes: one for each token, or one for each row.
+
+    Args:
+        name: of the targets, where there are several kinds.
+    """
+    tokens = shapes["decoder_token_ids" if "decoder_token_ids" in shapes else "token_ids"]
+    if getattr(model, "multi_label", False):
+        return tokens[0], model.num_labels
+    return tokens[: model.target_axes if name is None else model.target_axes_of[name]]
+
+
+def _as_array(values):
+    return keras.ops.convert_to_numpy(values) if hasattr(values, "shape") else np.asarray(values)
 
 
 def packed_data(model, documents: list[list[int]], objective, batch_size: int, shuffle: bool) -> TokenDataset:
@@ -182,16 +188,44 @@ def is_text(x) -> bool:
     return isinstance(x, list | tuple) and len(x) > 0 and all(isinstance(s, str) for s in x)
 
 
-def _is_rows(x) -> bool:
-    return isinstance(x, str | dict | np.ndarray | list | tuple) or hasattr(x, "shape")
+def item_weights(sample_weight, shape):
+    """A weight for each row, as Keras allows, is one for each of its tokens.
+
+    Raises:
+        ValueError: weights of another shape, or one that is not finite or is negative.
+    """
+    weights = _as_array(sample_weight)
+    if weights.shape not in (shape, shape[:1], (*shape[:1], 1)):
+        raise ValueError(
+            f"Weights must be one for each target, {shape}, or one for each row, {shape[:1]}. "
+            f"Received: sample_weight of shape {weights.shape}"
+        )
+    check_weights(weights)
+    return np.broadcast_to(weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim)), shape)
 
 
-def _item_weights(sample_weight, shape):
-    """A weight for each row, as Keras allows, is one for each of its tokens."""
-    sample_weight = np.asarray(sample_weight)
-    if sample_weight.ndim == 1 < len(shape):
-        return np.broadcast_to(sample_weight[:, None], shape)
-    return sample_weight
+def check_weights(weights) -> None:
+    """Raises a ValueError unless weights are finite, and not negative."""
+    is_right = np.isfinite(weights) & (weights >= 0)
+    if not is_right.all():
+        raise ValueError(f"Weights must be finite and not negative. Received: {weights[~is_right].flat[0]}")
+
+
+def check_row_shapes(inputs: dict) -> None:
+    """Raises a ValueError if a mask or the segments have another shape than the tokens that they are for."""
+    for key, value in inputs.items():
+        tokens = inputs.get(f"{key.split('_')[0]}_token_ids" if "coder_" in key else "token_ids")
+        if key.endswith(("padding_mask", "segment_ids", "document_ids")) and hasattr(tokens, "shape"):
+            shape, wanted = getattr(value, "shape", None), tokens.shape
+            if (
+                shape is None
+                or len(shape) != len(wanted)
+                or any(a != b for a, b in zip(shape, wanted) if a is not None and b is not None)
+            ):
+                raise ValueError(
+                    f"`{key}` must have the shape of the tokens. Received: {key} of shape {tuple(shape or ())}, tokens "
+                    f"of shape {tuple(wanted)}"
+                )
 
 
 def split_rows(arrays, fraction: float):
@@ -206,6 +240,10 @@ def split_rows(arrays, fraction: float):
             f"Received: validation_split={fraction}"
         )
     stop = int(sizes[0] * (1 - fraction))
+    if not stop:
+        raise ValueError(
+            f"`validation_split` leaves no rows to train on. Received: validation_split={fraction} of {sizes[0]} rows"
+        )
 
     def part(rows):
         def cut(a):
@@ -244,7 +282,7 @@ def _shifted(inputs, sample_weight):
         raise ValueError("A sequence of one token has no next token to predict. Give at least two.")
     y = inputs["token_ids"][:, 1:]
     if sample_weight is not None:
-        sample_weight = _item_weights(sample_weight, inputs["token_ids"].shape)[:, 1:]
+        sample_weight = item_weights(sample_weight, inputs["token_ids"].shape)[:, 1:]
     for key in ("padding_mask", "document_ids"):
         if key in inputs:
             values = inputs[key]
@@ -253,102 +291,6 @@ def _shifted(inputs, sample_weight):
                 counts = counts & (values[:, 1:] == values[:, :-1])
             sample_weight = counts.astype("float32") * (1.0 if sample_weight is None else sample_weight)
     return {key: value[:, :-1] for key, value in inputs.items()}, y, sample_weight
-
-
-def _check_shards(model, shards) -> None:
-    if model.tokenizer is not None and shards.tokenizer_fingerprint is not None:
-        if shards.tokenizer_fingerprint != model.tokenizer.fingerprint:
-            raise ValueError(
-                "The data was made with another tokenizer than the model's (their fingerprints differ). "
-                "Make both with the same one."
-            )
-    elif len(shards):
-        model.check_token_ids(shards.id_range())
-
-
-class _CheckedDataset(keras.utils.PyDataset):
-    """A user's PyDataset whose token ids are checked batch by batch, as no backend but PyTorch would."""
-
-    def __init__(self, model, dataset):
-        super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
-        self.dataset = dataset
-        self._model = model
-
-    def __getitem__(self, index):
-        return _checked_batch(self._model, self.dataset[index])
-
-    @property
-    def num_batches(self):
-        return self.dataset.num_batches
-
-    def on_epoch_begin(self):
-        self.dataset.on_epoch_begin()
-
-    def on_epoch_end(self):
-        self.dataset.on_epoch_end()
-
-
-def _checked_batches(model, batches):
-    for batch in batches:
-        yield _checked_batch(model, batch)
-
-
-def _checked_batch(model, batch):
-    parts = batch if isinstance(batch, tuple | list) else (batch,)
-    model.check_inputs(_as_dict(parts[0]))
-    if len(parts) > 1 and parts[1] is not None:
-        model.check_targets(keras.tree.map_structure(keras.ops.convert_to_numpy, parts[1]))
-    return batch
-
-
-def _as_dict(x) -> dict:
-    return x if isinstance(x, dict) else {"token_ids": x}
-
-
-def _is_tf_dataset(x) -> bool:
-    return any(c.__module__.startswith("tensorflow.") and c.__name__ == "DatasetV2" for c in type(x).__mro__)
-
-
-def _holds_text(dataset) -> bool:
-    return getattr(keras.tree.flatten(dataset.element_spec)[0], "dtype", None) == "string"
-
-
-def _text_columns(dataset) -> tuple:
-    """(texts, y, sample_weight) of a pipeline of strings, which is read into memory; what it lacks is `None`."""
-
-    def plain(value):
-        return value.decode("utf-8") if isinstance(value, bytes) else value
-
-    is_batch = keras.tree.flatten(dataset.element_spec)[0].shape.rank
-    rows = (dataset.unbatch() if is_batch else dataset).as_numpy_iterator()
-    rows = [keras.tree.map_structure(plain, row) for row in rows]
-    columns = zip(*rows) if isinstance(dataset.element_spec, tuple) else [rows]
-    return (*(list(column) for column in columns), None, None)[:3]
-
-
-def _checked_tf_dataset(model, dataset):
-    """Ids are checked in the pipeline."""
-    import tensorflow as tf
-
-    spec = dataset.element_spec
-    spec = _as_dict(spec[0] if isinstance(spec, tuple) else spec)
-    model.check_inputs(keras.tree.map_structure(lambda _: keras.KerasTensor(()), spec))
-
-    def checked(*batch):
-        inputs = _as_dict(batch[0])
-        ranged = [(ids, model.token_range) for path, ids in keras.tree.flatten_with_path(inputs) if is_token_ids(path)]
-        if len(batch) > 1 and model.target_range is not None:
-            ranged += zip(keras.tree.flatten(batch[1]), keras.tree.flatten(model.target_range))
-        checks = []
-        for ids, allowed in ranged:
-            size = tf.cast(allowed.size, ids.dtype)
-            checks.append(tf.debugging.assert_less(tf.reduce_max(ids), size, allowed.message))
-            checks.append(tf.debugging.assert_non_negative(tf.reduce_min(ids), allowed.message))
-        with tf.control_dependencies(checks):
-            batch = tf.nest.map_structure(tf.identity, batch)
-        return batch if len(batch) > 1 else batch[0]
-
-    return dataset.map(checked)
 
 
 def is_token_ids(path) -> bool:

@@ -95,7 +95,9 @@ class KerasFiles:
         return self.compiled and self.optimizer is not None
 
     def _build_optimizer(self):
+        """Before the first step: else TensorFlow compiles it twice, once with the variables being made."""
         from kerasllm.compression.pruning import share_masks
 
-        self.optimizer.build(self.trainable_variables)
-        share_masks(self)
+        if self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+            share_masks(self)

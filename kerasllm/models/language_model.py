@@ -1,6 +1,8 @@
 """What every task shares: the network, the default loss and metrics, data of any kind, saving and loading."""
 
 import contextlib
+import dataclasses
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -11,20 +13,26 @@ from kerasllm.config import TransformerConfig
 from kerasllm.graph_frames import short_frames
 from kerasllm.layers.inner import inner
 from kerasllm.locks import only_writer
-from kerasllm.losses import check_loss_options, linear_cross_entropy
+from kerasllm.losses import check_loss_options, cross_entropy, linear_cross_entropy
 from kerasllm.metrics import TokenMetrics
+from kerasllm.models.doors import Doors
 from kerasllm.models.finite import warn_if_not_finite
 from kerasllm.models.id_range import IdRange
-from kerasllm.models.inputs import is_token_ids, model_inputs, prediction_data, single, split_rows, task_data
+from kerasllm.models.inputs import check_row_shapes, is_token_ids, model_inputs, single
 from kerasllm.models.keras_files import KerasFiles
+from kerasllm.models.shapes import Shapes
+from kerasllm.models.summary import with_inner_layers
 from kerasllm.models.trace import Trace
 from kerasllm.models.transformer import EncoderDecoder, Transformer
+from kerasllm.targets import counted_targets, marked, tells_padding
 from kerasllm.tokenizers import Tokenizer
 from kerasllm.training.accumulation import token_weighted
 from kerasllm.tuning.mixin import Adaptable
 
+# What a subclass of the user's may do anew so that the default loss has to be of the logits that the model returns.
+LOGITS_PATH = ("call", "logits", "compute_loss", "compute_metrics")
 
-class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
+class LanguageModel(Doors, Quantizable, Adaptable, KerasFiles, keras.Model):
     """A Transformer with a task. Not used by itself: see `CausalLM`, `MaskedLM`, `Seq2SeqLM`.
 
     A task says which inputs it reads (`input_keys`), how it reads texts and arrays (`as_inputs`, `row_data`) and,
@@ -45,6 +53,8 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
     cache_dtype: str | None = None
     _programs = None  # compiled functions that make tokens; see `kerasllm.generation.programs`
     predicts_tokens = True  # through the token embedding, or the head beside it
+    loss_reads_logits = True  # The default loss can also be computed from what `model(x)` returns.
+    target_axes = 2  # Targets are (batch, length); 1 where there is one a row.
 
     def __init__(self, config, tokenizer=None, generation_config=None, **kwargs):
         super().__init__(**kwargs)
@@ -73,8 +83,9 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         # The data and callbacks of the latest `fit`, for callbacks that save and resume them.
         self.train_data, self.fit_callbacks = None, []
         self._stage = _Stage()
-        self._default_loss = False
+        self._default_loss = self._loss_of_hidden = False
         self._static_batch = None
+        self._batches_drawn = 0
         # Bytes that a token stands for, which bits per byte are counted with.
         self._token_bytes = None
         if tokenizer is not None:
@@ -92,7 +103,7 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         if self._stage.now != "loss":
             return self.logits(hidden)
         # Metrics of the user's see logits; made here, because JAX has no weights outside of `call`.
-        return hidden if self._compile_metrics is None else (hidden, self.logits(hidden))
+        return HeadInput(hidden, () if self._compile_metrics is None else self.logits(hidden))
 
     def pool(self, hidden, inputs, training=None):
         """The last hidden states (batch, length, hidden_dim) to what `logits` reads: all of them, or one a row."""
@@ -130,6 +141,7 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         for key, ids in inputs.items():
             if is_token_ids([key]) and _is_concrete(ids):
                 self.check_token_ids(ops.convert_to_numpy(ids))
+        check_row_shapes(inputs)
         segments = inputs.get("segment_ids")
         if segments is not None and _is_concrete(segments):
             IdRange("Segment id", "num_segments", self.config.num_segments).check(ops.convert_to_numpy(segments))
@@ -146,6 +158,11 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         """Raises a ValueError that names the first id outside [0, vocabulary_size), or a type that is no id."""
         self.token_range.check(ids)
 
+    def check_target_keys(self, y) -> None:
+        """Refuses targets of another structure than the task's."""
+        if isinstance(y, dict | tuple | list):
+            raise ValueError(f"Targets must be one array. Received: {type(y).__name__}")
+
     def check_targets(self, y) -> None:
         """Raises a ValueError that names the first target out of range."""
         self.target_range.check(y)
@@ -158,7 +175,7 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
     @property
     def target_range(self) -> IdRange:
         """The ids that it predicts."""
-        return self.token_range
+        return dataclasses.replace(self.token_range, ignores=True)
 
     @property
     def uses_default_loss(self) -> bool:
@@ -193,16 +210,22 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         optimizer = keras.optimizers.get(optimizer)
         self._default_loss = loss is None
         self._tracker.unlock()  # Keras's `quantize` leaves it locked, and metrics are to be added.
+        is_plain = self.loss_reads_logits and overridden(self, *LOGITS_PATH)
+        self._loss_of_hidden = self._default_loss and not is_plain
         if self._default_loss and optimizer is not None:
             optimizer = token_weighted(optimizer)
             self.token_metrics = self.default_metrics()
+            self.token_metrics.reports_loss = not overridden(self, *LOGITS_PATH, "train_step", "test_step")
         if jit_compile == "auto" and keras.backend.backend() == "tensorflow":
             jit_compile = not kwargs.get("run_eagerly", False)
+        self._shapes = Shapes()
         super().compile(optimizer=optimizer, loss=loss, jit_compile=jit_compile, **kwargs)
 
     def default_metrics(self):
         """What is reported beside the default loss."""
-        return TokenMetrics(with_bytes=self._token_bytes is not None)
+        metrics = TokenMetrics(with_bytes=self._token_bytes is not None)
+        metrics.token_bytes = self._token_bytes
+        return metrics
 
     def _prepare_torch_compile(self):
         """Forward, gradients and update as one graph; and what Keras would note down in the first step, which
@@ -220,9 +243,11 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         # (data) on TensorFlow and PyTorch, (state, data) on JAX.
         *state, data = arguments
         data = self._with_static_shapes(data)
+        if self.jit_compile:
+            self._shapes.note(data)
         if self._default_loss:
             self._tell_optimizer_tokens(data)
-        self._stage.now = "loss" if self._default_loss else "logits"
+        self._stage.now = "loss" if self._loss_of_hidden else "logits"
         step = self._torch_step if keras.backend.backend() == "torch" else super().train_step
         with short_frames():
             result = step(*state, data)
@@ -246,7 +271,7 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
 
     def test_step(self, *arguments):
         *state, data = arguments
-        self._stage.now = "loss" if self._default_loss else "logits"
+        self._stage.now = "loss" if self._loss_of_hidden else "logits"
         with short_frames():
             result = super().test_step(*state, self._with_static_shapes(data))
         self._stage.now = None
@@ -266,7 +291,7 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         import tensorflow as tf
 
         def fix(x):
-            return tf.ensure_shape(x, (self._static_batch, *x.shape[1:]))
+            return x if x.shape[0] else tf.ensure_shape(x, (self._static_batch, *x.shape[1:]))
 
         return keras.tree.map_structure(fix, data)
 
@@ -278,34 +303,62 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
     def _tell_optimizer_tokens(self, data):
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if optimizer.gradient_accumulation_steps:
-            _, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-            optimizer.batch_tokens = self._count_tokens(y, weights)
-
-    @staticmethod
-    def _count_tokens(y, weights):
-        if weights is None:
-            return ops.cast(ops.prod(ops.shape(y)), "float32")
-        return ops.maximum(ops.sum(ops.cast(weights, "float32")), 1e-9)
+            x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+            optimizer.batch_tokens = _total(counted_targets(x, y, weights)[1])
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if not self._default_loss:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        hidden = y_pred[0] if isinstance(y_pred, tuple) else y_pred
-        return self.token_loss(hidden, y, sample_weight, training)
+            return super().compute_loss(x, *self._only_counted(x, y, y_pred, sample_weight), training)
+        targets, weights = counted_targets(x, y, sample_weight)
+        if isinstance(y_pred, HeadInput):
+            return self.token_loss(y_pred.hidden, targets, weights, training)
+        self.check_logits()
+        loss = cross_entropy(y_pred, targets, weights, **self._loss_options(training))[0] / _total(weights)
+        return self._with_other_losses(loss)
 
-    def token_loss(self, hidden, y, sample_weight=None, training=True, other_loss=0.0):
+    def _only_counted(self, x, y, y_pred, sample_weight):
+        """(targets, predictions, weights) for losses and metrics of Keras: what does not count is masked.
+
+        Without weights, a function of the user's is given its targets as they are: its values need not be one a target.
+        """
+        if y is None or (sample_weight is None and not self.ignores_labels and not tells_padding(x, y)):
+            return y, y_pred, sample_weight
+        y, weights = counted_targets(x, y, sample_weight)
+        return y, marked(y_pred, weights), None if sample_weight is None else weights
+
+    def check_logits(self) -> None:
+        """Refuses to compute the default loss from what `model(x)` returns, where that does not have it all."""
+        if not self.loss_reads_logits:
+            raise ValueError(
+                f"The default loss of a {type(self).__name__} needs more than what `model(x)` returns, so that a "
+                "`train_step`, `test_step` or `call` of your own cannot use it. Compute the loss there yourself, or "
+                "compile with a loss."
+            )
+
+    def _loss_options(self, training):
+        return {
+            "label_smoothing": self.label_smoothing if training else 0.0,
+            "z_loss": self.z_loss if training else 0.0,
+        }
+
+    def _with_other_losses(self, loss):
+        """With what layers and regularizers add."""
+        for extra in self.losses:
+            loss = loss + ops.sum(ops.cast(extra, "float32"))
+        return loss
+
+    def token_loss(self, hidden, targets, weights, training=True, other_loss=0.0):
         """The mean cross-entropy of the head's tokens, with whatever is added to it; keeps the token metrics.
 
         Args:
             hidden: (batch, length, hidden_dim), what the head reads.
-            y: (batch, length), the tokens.
-            sample_weight: (batch, length); a token counts this much.
+            targets: (batch, length), the tokens.
+            weights: (batch, length); a token counts this much.
             training: whether options of the loss apply.
             other_loss: scalar, what the model is trained on besides.
         """
         hidden = self.head_input(ops.reshape(hidden, (-1, self.config.hidden_dim)))
-        targets = ops.reshape(y, (-1,))
-        weights = None if sample_weight is None else ops.reshape(sample_weight, (-1,))
+        targets, weights = ops.reshape(targets, (-1,)), ops.reshape(weights, (-1,))
         frozen = not self.trains_head()
         rows = self.head_rows() if frozen else None
         loss, nll, correct = linear_cross_entropy(
@@ -313,26 +366,29 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
             self.head_kernel() if rows is None else rows,
             targets,
             weights,
-            label_smoothing=self.label_smoothing if training else 0.0,
-            z_loss=self.z_loss if training else 0.0,
+            **self._loss_options(training),
             frozen_kernel=frozen,
             frozen_rows=rows is not None,
         )
-        tokens = self._count_tokens(targets, weights)
-        loss = loss / tokens + other_loss
-        for extra in self.losses:
-            loss = loss + ops.sum(ops.cast(extra, "float32"))
-        num_bytes = 0.0
-        if self._token_bytes is not None:
-            lengths = ops.take(ops.convert_to_tensor(self._token_bytes), targets, axis=0)
-            num_bytes = ops.sum(lengths if weights is None else lengths * ops.cast(weights > 0, "float32"))
-        self.token_metrics.update_state(loss * tokens, nll, correct, tokens, num_bytes)
+        tokens = _total(weights)
+        loss = self._with_other_losses(loss / tokens + other_loss)
+        self.token_metrics.add(loss * tokens, nll, correct, tokens, self.token_metrics.count_bytes(targets, weights))
         return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        if isinstance(y_pred, tuple):
-            y_pred = y_pred[1]
-        return super().compute_metrics(x, y, y_pred, sample_weight)
+        if isinstance(y_pred, HeadInput):
+            y_pred = y_pred.logits
+        elif self._default_loss and self.loss_reads_logits:
+            targets, weights = counted_targets(x, y, sample_weight)
+            self.token_metrics.update_state(targets, y_pred, weights)
+        if self._compile_metrics is None:
+            return self.get_metrics_result()
+        return super().compute_metrics(x, *self._only_counted(x, y, y_pred, sample_weight))
+
+    @property
+    def ignores_labels(self) -> bool:
+        """Whether targets of -100 are left out: by the default loss and by Keras's, but not by a user's function."""
+        return self._default_loss or is_of_keras(self.loss)
 
     def sync_weights(self) -> None:
         """Makes the weights of this moment those of the variables: on JAX a running `fit` keeps them to itself."""
@@ -345,17 +401,9 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         """Texts, lists or arrays as the dict of arrays that the model reads."""
         return model_inputs(self, x)
 
-    def as_data(self, x, y=None, sample_weight=None, batch_size=32, shuffle=False):
-        """Whatever `fit` and `evaluate` take, as batches of (x, targets[, weights])."""
-        return task_data(self, x, y, sample_weight, batch_size, shuffle)
-
     def row_data(self, x, y, sample_weight, batch_size, shuffle):
         """Texts or arrays, with what is known of their targets, as batches to train on."""
         raise NotImplementedError
-
-    def predict(self, x, batch_size=None, **kwargs):
-        """What the task answers, (batch, …); strings are padded on the right to the longest."""
-        return super().predict(prediction_data(self, x), batch_size=batch_size, **kwargs)
 
     def trace(self, text) -> Trace:
         """Runs a text (or token ids) through the explicit attention path and returns a `Trace`."""
@@ -370,37 +418,10 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         logits = keras.tree.map_structure(convert, logits)
         return Trace(tokens, [convert(a) for a in attentions], [convert(s) for s in states], logits, self)
 
-    def fit(self, x=None, y=None, *, batch_size=None, validation_split=0.0, validation_data=None, **kwargs):
-        """Keras's `fit`, which also takes strings; see `CausalLM`."""
-        arrays = (x, y, kwargs.pop("sample_weight", None))
-        batch_size = batch_size or 32
-        if validation_split and validation_data is None:
-            arrays, validation_data = split_rows(arrays, validation_split)
-        data = self.as_data(*arrays, batch_size, shuffle=kwargs.pop("shuffle", True))
-        if validation_data is not None:
-            parts = validation_data if isinstance(validation_data, tuple) else (validation_data,)
-            validation_data = self.as_data(*parts, batch_size=kwargs.pop("validation_batch_size", batch_size))
-        self.train_data, size = data, getattr(data, "local_batch_size", None)
-        if validation_data is not None and getattr(validation_data, "local_batch_size", None) != size:
-            size = None
-        self._set_static_batch(size)
-        if self.optimizer is not None and not self.optimizer.built:
-            # Else TensorFlow compiles the step twice: once with the optimizer's variables being made, once without.
-            self.optimizer.build(self.trainable_variables)
-        if self.optimizer is not None and self.jit_compile and keras.backend.backend() == "torch":
-            self._prepare_torch_compile()
-        callbacks = kwargs.get("callbacks") or []
-        self.fit_callbacks = callbacks if isinstance(callbacks, list | tuple) else callbacks.callbacks
-        self._stage.now = None  # An earlier step may have failed half-way.
-        return super().fit(data, validation_data=validation_data, shuffle=False, **kwargs)
-
-    def evaluate(self, x=None, y=None, *, batch_size=None, sample_weight=None, **kwargs):
-        """Keras's `evaluate`, which also takes strings."""
-        if not kwargs.get("_use_cached_eval_dataset"):
-            x = self.as_data(x, y, sample_weight, batch_size or 32)
-            y = sample_weight = None
-            self._set_static_batch(getattr(x, "local_batch_size", None))
-        return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
+    def summary(self, *arguments, expand_nested=False, **options):
+        """Keras's `summary`; with `expand_nested` the blocks too, and what they are made of."""
+        with with_inner_layers(self) if expand_nested else contextlib.nullcontext():
+            return super().summary(*arguments, expand_nested=expand_nested, **options)
 
     # Files ---------------------------------------------------------------------------------------------------
 
@@ -473,6 +494,16 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
         return export(self, directory, format, overwrite, **options)
 
 
+class HeadInput(NamedTuple):
+    """What `call` returns in a step whose loss is computed from hidden states: they, and logits if metrics want them.
+
+    A type of its own, so that the loss never takes logits for hidden states.
+    """
+
+    hidden: Any
+    logits: Any = ()
+
+
 class _Stage:
     """What a forward pass is part of: "loss" (return hidden states), "logits", or `None` outside of steps.
 
@@ -481,6 +512,26 @@ class _Stage:
     """
 
     now = None
+
+
+def overridden(model, *names) -> bool:
+    """Whether a class of the user's, below those of kerasllm, has one of these methods of its own."""
+    for cls in type(model).__mro__:
+        if cls.__module__.split(".")[0] == "kerasllm":
+            return False
+        if any(name in vars(cls) for name in names):
+            return True
+    return False
+
+
+def is_of_keras(loss) -> bool:
+    """Whether a compiled loss is Keras's own, by name or as an object: it has a value for each target."""
+    losses = [one for one in keras.tree.flatten(loss) if one is not None]
+    return all(isinstance(one, str) or type(one).__module__.split(".")[0] == "keras" for one in losses)
+
+
+def _total(weights):
+    return ops.maximum(ops.sum(weights), 1e-9)
 
 
 def no_gradient():

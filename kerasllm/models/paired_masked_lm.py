@@ -1,17 +1,20 @@
 """PairedMaskedLM: BERT's own pretraining, which fills in hidden tokens and tells whether one text continues another."""
 
+import dataclasses
+from typing import ClassVar
+
 import keras
-import numpy as np
 from keras import ops
 
-from kerasllm.data.arrays import ArrayDataset
 from kerasllm.data.dataset import TokenDataset
 from kerasllm.data.shards import TokenShards
 from kerasllm.layers.projection import Projection
 from kerasllm.metrics import TokenMetrics
 from kerasllm.models.id_range import IdRange
-from kerasllm.models.inputs import pad_token_id, tokenizer_of
+from kerasllm.models.inputs import array_data, pad_token_id, tokenizer_of
+from kerasllm.models.language_model import HeadInput
 from kerasllm.models.masked_lm import MaskedLM, documents_of
+from kerasllm.targets import counted_targets
 
 TARGETS = ("masked_lm", "next_sentence")
 
@@ -51,6 +54,9 @@ class PairedMaskedLM(MaskedLM):
     Reference: Devlin et al. (2018), "BERT", section 3.1.
     """
 
+    loss_reads_logits = False
+    target_axes_of: ClassVar = {"masked_lm": 2, "next_sentence": 1}
+
     def __init__(self, config, tokenizer=None, **kwargs):
         super().__init__(config, tokenizer, **kwargs)
         if not self.config.pooler:
@@ -76,12 +82,13 @@ class PairedMaskedLM(MaskedLM):
         if not self.uses_default_loss:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         _check_keys(y)
-        hidden = y_pred[0] if isinstance(y_pred, tuple) else y_pred
-        weights = {**dict.fromkeys(TARGETS), **(sample_weight or {})}
+        if not isinstance(y_pred, HeadInput):
+            self.check_logits()
+        hidden = y_pred.hidden
+        y, weights = counted_targets(x, y, sample_weight)
         labels = ops.cast(y["next_sentence"], "int32")
         log_p = ops.log_softmax(self.next_sentence_logits(hidden), axis=-1)
         counts = weights["next_sentence"]
-        counts = ops.ones_like(log_p[:, 0]) if counts is None else ops.cast(counts, "float32")
         nll = -ops.sum(counts * ops.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0])
         correct = ops.sum(counts * ops.cast(ops.cast(ops.argmax(log_p, axis=-1), "int32") == labels, "float32"))
         pairs = ops.maximum(ops.sum(counts), 1e-9)
@@ -94,7 +101,11 @@ class PairedMaskedLM(MaskedLM):
 
     @property
     def target_range(self):
-        return {"masked_lm": self.token_range, "next_sentence": IdRange("Label", "number of labels", 2)}
+        tokens = dataclasses.replace(self.token_range, ignores=True)
+        return {"masked_lm": tokens, "next_sentence": IdRange("Label", "number of labels", 2, ignores=True)}
+
+    def check_target_keys(self, y):
+        _check_keys(y)
 
     def check_targets(self, y):
         _check_keys(y)
@@ -103,11 +114,8 @@ class PairedMaskedLM(MaskedLM):
 
     def row_data(self, x, y, sample_weight, batch_size, shuffle):
         if y is not None:
-            self.check_targets(y)
-            y = {name: np.asarray(y[name]) for name in TARGETS}
-            return ArrayDataset(
-                self.as_inputs(x), y, sample_weight, batch_size, shuffle=shuffle, fill_last=self.uses_default_loss
-            )
+            _check_keys(y)
+            return array_data(self, self.as_inputs(x), y, sample_weight, batch_size, shuffle)
         from kerasllm.objectives.named import build
 
         objective = build("next_sentence", tokenizer_of(self))

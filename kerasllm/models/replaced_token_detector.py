@@ -17,6 +17,7 @@ from kerasllm.models.language_model import LanguageModel
 from kerasllm.models.marked_text import is_text_rows, marked_inputs
 from kerasllm.models.masked_lm import documents_of, with_bias, with_ones
 from kerasllm.objectives.replaced_tokens import NUM_DRAWS
+from kerasllm.targets import counted_targets
 
 DETECTOR_WEIGHT = 50.0  # The detector's loss, which is small, against the generator's: the paper's.
 DRAWN = ("masked_positions", "draws")  # What the objective adds to the inputs for the generator.
@@ -74,6 +75,8 @@ class ReplacedTokenDetector(LanguageModel):
     """
 
     input_keys = ("token_ids", "padding_mask", "segment_ids", "document_ids", "positions", *DRAWN)
+
+    loss_reads_logits = False
 
     def __init__(self, config, tokenizer=None, generator_layers=None, **kwargs):
         config = config if isinstance(config, TransformerConfig) else TransformerConfig.from_dict(config)
@@ -149,9 +152,10 @@ class ReplacedTokenDetector(LanguageModel):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if not self.uses_default_loss:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        places, targets = x["masked_positions"], ops.cast(y, "int32")
-        at = _inside(places, targets)
-        weights = ops.ones_like(y_pred["logits"]) if sample_weight is None else ops.cast(sample_weight, "float32")
+        if not isinstance(y_pred, dict):
+            self.check_logits()
+        targets, weights = counted_targets(x, ops.cast(y, "int32"), sample_weight)
+        places, at = x["masked_positions"], _inside(x["masked_positions"], targets)
         hidden_weights = ops.take_along_axis(weights, at, axis=1) * ops.cast(places < targets.shape[1], "float32")
         generator_loss, _, correct = linear_cross_entropy(
             self.head_input(ops.reshape(y_pred["generated"], (-1, self.config.hidden_dim))),
@@ -169,9 +173,7 @@ class ReplacedTokenDetector(LanguageModel):
             [generator_loss, correct, hidden, detector_loss, detected, ops.sum(weights * replaced), tokens]
         )
         loss = _mean(generator_loss, hidden) + DETECTOR_WEIGHT * _mean(detector_loss, tokens)
-        for extra in self.losses:
-            loss = loss + ops.sum(ops.cast(extra, "float32"))
-        return loss
+        return self._with_other_losses(loss)
 
     def as_inputs(self, x):
         return marked_inputs(self, x) if is_text_rows(x) else model_inputs(self, x)
@@ -216,6 +218,8 @@ class ReplacedTokenDetector(LanguageModel):
 class DetectionMetrics(keras.metrics.Metric):
     """The figures of a `ReplacedTokenDetector`, summed over all batches and divided once."""
 
+    reports_loss = True
+
     def __init__(self, name="tokens", **kwargs):
         super().__init__(name=name, **kwargs)
         self.sums = self.add_variable((7,), initializer="zeros", dtype="float32", name="sums")
@@ -235,7 +239,8 @@ class DetectionMetrics(keras.metrics.Metric):
             "detector_accuracy": _mean(detected, tokens),
             "constant_loss": -share * ops.log(share) - (1 - share) * ops.log(1 - share),
         }
-        return {"loss": results["generator_loss"] + DETECTOR_WEIGHT * results["detector_loss"], **results}
+        loss = {"loss": results["generator_loss"] + DETECTOR_WEIGHT * results["detector_loss"]}
+        return {**loss, **results} if self.reports_loss else results
 
 
 def _draw(logits, draws):

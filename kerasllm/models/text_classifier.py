@@ -75,6 +75,7 @@ class TextClassifier(LanguageModel):
 
     input_keys = ("token_ids", "padding_mask", "segment_ids")
     predicts_tokens = False
+    target_axes = 1
 
     def __init__(
         self,
@@ -132,7 +133,12 @@ class TextClassifier(LanguageModel):
     def target_range(self):
         if self.multi_label:
             return IdRange("Label of a row of 0 and 1", "number of values", 2)
-        return IdRange("Label", "num_labels", self.num_labels)
+        return IdRange("Label", "num_labels", self.num_labels, ignores=True)
+
+    def _only_counted(self, x, y, y_pred, sample_weight):
+        if self.multi_label:  # All labels of a row count, and Keras weighs rows by itself.
+            return y, y_pred, sample_weight
+        return super()._only_counted(x, y, y_pred, sample_weight)
 
     def as_inputs(self, x):
         return marked_inputs(self, x, self.truncation) if is_text_rows(x) else model_inputs(self, x)

@@ -61,7 +61,7 @@ class TextEmbedder(LanguageModel):
     """
 
     input_keys = ("token_ids", "padding_mask", "segment_ids")
-    predicts_tokens = False
+    predicts_tokens = loss_reads_logits = False
 
     def __init__(
         self,
@@ -151,11 +151,12 @@ class TextEmbedder(LanguageModel):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         from kerasllm.objectives.contrastive import info_nce
 
+        if len(y_pred.shape) != 3:
+            self.check_logits()
         anchors, positives, *negatives = (y_pred[:, side] for side in range(y_pred.shape[1]))
         negatives = negatives[0] if negatives else None
         loss = ops.mean(info_nce(anchors, positives, self.temperature, negatives))
-        for extra in self.losses:
-            loss = loss + ops.sum(ops.cast(extra, "float32"))
+        loss = self._with_other_losses(loss)
         self.token_metrics.update_state(_is_nearest(anchors, positives, negatives))
         return loss
 

@@ -82,15 +82,9 @@ class TokenClassifier(LanguageModel):
         """As in Keras; without `loss`, cross-entropy and accuracy over the tokens that count."""
         super().compile(optimizer, **compile_options(loss, options))
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return super().compute_loss(x, y, y_pred, _token_weights(x, sample_weight), training)
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        return super().compute_metrics(x, y, y_pred, _token_weights(x, sample_weight))
-
     @property
     def target_range(self):
-        return IdRange("Label", "num_labels", self.num_labels)
+        return IdRange("Label", "num_labels", self.num_labels, ignores=True)
 
     # Words ---------------------------------------------------------------------------------------------------
 
@@ -175,12 +169,3 @@ def _is_words(x) -> bool:
 def _split(x) -> list[list[str]]:
     rows = [x] if isinstance(x, str) else list(x)
     return [row.split() if isinstance(row, str) else list(row) for row in rows]
-
-
-def _token_weights(x, sample_weight):
-    """The weights given, or else 1 for all but padding."""
-    if sample_weight is not None or not isinstance(x, dict):
-        return sample_weight
-    if x.get("padding_mask") is not None:
-        return ops.cast(x["padding_mask"], "float32")
-    return ops.cast(x["document_ids"] > 0, "float32") if x.get("document_ids") is not None else None

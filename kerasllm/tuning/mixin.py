@@ -110,3 +110,7 @@ class Adaptable:
     def fit(self, *arguments, **keywords):
         model_adapters.check_trainable(self)
         return super().fit(*arguments, **keywords)
+
+    def train_on_batch(self, *arguments, **keywords):
+        model_adapters.check_trainable(self)
+        return super().train_on_batch(*arguments, **keywords)

@@ -312,7 +312,7 @@ def test_every_other_door_names_an_id_out_of_range():
     with pytest.raises(ValueError, match=message):
         model.evaluate(bad_ids(99), verbose=0)
     with pytest.raises(ValueError, match=message):
-        model.fit(rows(), rows() * 0 + 99, verbose=0)
+        model.fit(ids * 0, ids * 0 + 99, verbose=0)
 
 
 def test_bad_inputs_are_named(tokenizer):
