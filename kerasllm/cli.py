@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -257,8 +258,6 @@ def _load(task: type, directory: Path, adapter: Path | None) -> Any:
     """A model, with an adapter's labels and weights if there is one."""
     if adapter is None:
         return task.from_preset(directory)
-    import warnings
-
     from kerasllm.tuning.files import saved_labels
 
     labels = saved_labels(adapter)
@@ -563,7 +562,7 @@ def serve(
     backend: BackendOption = None,
 ) -> None:
     """Serve models over HTTP, as OpenAI's clients expect it."""
-    _use(backend)
+    _choose(backend)  # Each model is in a process of its own, and Keras there.
     from kerasllm.serving.command import serve as run
 
     run(
@@ -668,16 +667,30 @@ def main() -> None:
     """The `kerasllm` command."""
     # Quiet unless asked: TensorFlow greets on standard error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {_one_line(message)}\n"
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # A terminal that cannot show a character ends nothing.
     app(prog_name="kerasllm")
 
 
-def _use(backend: Backend | None) -> None:
+def _choose(backend: Backend | None) -> None:
     """Sets the backend, which Keras reads once, when it is imported."""
     if backend is None:
+        found = os.environ.get("KERAS_BACKEND")
+        if found and found not in list(Backend):
+            raise ValueError(f"The backend must be one of {', '.join(Backend)}. Received: KERAS_BACKEND={found}")
         return
     if "keras" in sys.modules and sys.modules["keras"].backend.backend() != backend.value:
         raise ValueError(f"Keras has been imported with another backend than {backend.value}.")
     os.environ["KERAS_BACKEND"] = backend.value
+
+
+def _use(backend: Backend | None) -> None:
+    """Sets the backend, and imports it without the lines with which it greets."""
+    _choose(backend)
+    from kerasllm.quiet import load_backend
+
+    load_backend()
 
 
 def _config(name_or_directory: str):

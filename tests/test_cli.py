@@ -1,8 +1,10 @@
 """The command line: what it prints, and how it fails."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
@@ -11,7 +13,10 @@ from typer.testing import CliRunner
 
 import kerasllm
 from kerasllm.cli import app
+from kerasllm.quiet import without_greetings
 from kerasllm.sizes import figures
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 BACKENDS = ("keras", "tensorflow", "jax", "torch", "numpy")
 
@@ -167,3 +172,34 @@ def test_the_version_is_printed():
 @pytest.mark.parametrize("arguments", ["train quickstart --data a --data b", "info a --batch-size 2 --batch-size 2"])
 def test_an_option_given_twice_is_refused(arguments):
     assert "more than once" in run(*arguments.split(), code=2)
+
+
+@pytest.mark.slow
+def test_nothing_is_said_before_the_first_line():
+    """Standard error of a command is empty: no greetings of TensorFlow, XLA or CUDA."""
+    arguments = [sys.executable, "-m", "kerasllm", "generate", "saved_models/gpt-tiny", "The", "--max-new-tokens", "1"]
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
+    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("The")
+
+
+@pytest.mark.one_backend
+def test_only_greetings_are_held_back(capfd):
+    lines = [
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+        "I0000 00:00:1795886278.087681    7534 cudart_stub.cc:31] Could not find cuda drivers on your machine.",
+        "E0000 00:00:1795886283.219816 7534 cuda_platform.cc:52] failed call to cuInit: INTERNAL: UNKNOWN ERROR (303)",
+        "2025-01-01 10:00:00.123456: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on.",
+        "To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow.",
+        "E0000 00:00:1735689600.1 1 cuda_dnn.cc:8310] Unable to register cuDNN factory: already registered",
+    ]
+    kept = [
+        "E0000 00:00:1795886283.219816 7534 cuda_platform.cc:52] failed call to cuInit: CUDA_ERROR_NO_DEVICE (100)",
+        "W0000 00:00:1795886283.219816 7534 gpu_device.cc:2341] Cannot dlopen some GPU libraries.",
+        "UserWarning: something of ours",
+    ]
+    with pytest.raises(ValueError), without_greetings():
+        os.write(2, "\n".join(lines + kept + [""]).encode())
+        print("of Python", file=sys.stderr)
+        raise ValueError
+    assert capfd.readouterr().err.splitlines() == [*kept, "of Python"]

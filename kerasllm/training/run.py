@@ -18,7 +18,7 @@ from kerasllm.files import written_aside
 from kerasllm.locks import LOCK_FILE, only_writer
 from kerasllm.models.language_model import LanguageModel
 from kerasllm.tokenizers import Tokenizer
-from kerasllm.training.callbacks import Figure, JSONLLogger, Progress, Samples, StopOnNaN, Throughput
+from kerasllm.training.callbacks import Figure, JSONLLogger, Progress, Samples, StopOnNaN, Throughput, say
 from kerasllm.training.checkpoint import Checkpoint, latest
 from kerasllm.training.model_card import model_card
 from kerasllm.training.optimizers import OPTIMIZERS
@@ -113,20 +113,20 @@ def _train(recipe: Recipe, output: Path, resume: bool, console: Console) -> Lang
     with written_aside(output / "recipe.yaml") as aside:
         aside.write_text(recipe.to_yaml(), encoding="utf-8")
     tokenizer.save_to_preset(output)
-    console.print(
+    say(
+        console,
         f"{recipe.name}: {config.num_parameters():,} parameters, {size}, {recipe.training.steps:,} steps, "
         f"{keras.backend.backend()}",
-        highlight=False,
     )
     if getattr(model, "labels", None) and pairs is not None:
-        console.print(label_counts(pairs), highlight=False, markup=False)
+        say(console, label_counts(pairs))
     if recipe.start_from is not None:
         counts = trained(model)
-        console.print(f"{recipe.tuning.method}: {counts.parameters:,} parameters are trained", highlight=False)
+        say(console, f"{recipe.tuning.method}: {counts.parameters:,} parameters are trained")
     if resume and (checkpoint := latest(output / "checkpoints")):
         is_over = _batches_done(output) >= recipe.training.steps * recipe.training.accumulation
         more = "; the run is finished: give it more with --set training.steps=..." if is_over else ""
-        console.print(f"Resuming from {checkpoint}{more}", highlight=False)
+        say(console, f"Resuming from {checkpoint}{more}")
 
     progress, throughput = Progress(console), Throughput()
     callbacks = _callbacks(recipe, output, resume, progress, throughput, console, held_out)
@@ -150,7 +150,7 @@ def _train(recipe: Recipe, output: Path, resume: bool, console: Console) -> Lang
     _plot(output, console)
     with written_aside(output / "README.md") as aside:
         aside.write_text(model_card(recipe, model, output, throughput.mfu_denominator), encoding="utf-8")
-    console.print(f"Saved to {output}", highlight=False)
+    say(console, f"Saved to {output}")
     return model
 
 
@@ -325,4 +325,4 @@ def _plot(output: Path, console: Console) -> None:
     try:
         plot_curves(output / "metrics.jsonl", output / "curves.png")
     except ImportError as error:
-        console.print(f"No curves.png: {error}", highlight=False, markup=False)
+        say(console, f"No curves.png: {error}")
