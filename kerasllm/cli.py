@@ -206,7 +206,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the model continues.")],
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens to write at the most; 100, or what an encoder's model can, when left out."),
+        typer.Option(help="Tokens to write at the most; when left out 100, or as many as the context has room for."),
     ] = None,
     sampler: Annotated[SamplerName, typer.Option(help="How the next token is chosen.")] = SamplerName.top_p,
     temperature: Annotated[float | None, typer.Option(help="Below 1 is safer, above 1 bolder.")] = None,
@@ -234,7 +234,7 @@ def generate(
 
         use_engine(model, engine)
     if max_new_tokens is None and not has_encoder:
-        max_new_tokens = 100
+        max_new_tokens = 100 if truncation else _room(model, prompt, 100)
     answer = model.generate(
         prompt,
         max_new_tokens,
@@ -252,6 +252,13 @@ def generate(
     for piece in itertools.chain(begins, answer if stream else [answer]):
         print(piece, end="", flush=True)
     print()
+
+
+def _room(model, prompt: str, most: int) -> int:
+    """How many tokens fit behind a prompt; `most` where it leaves no room, for the model to say so."""
+    length = len(model.tokenizer.encode(prompt)) if model.tokenizer else 0
+    room = model.config.max_sequence_length - max(1, length)
+    return min(most, room) if room > 0 else most
 
 
 def _load(task: type, directory: Path, adapter: Path | None) -> Any:
@@ -355,8 +362,13 @@ def classify(
     _use(backend)
     import kerasllm
 
+    if adapter is None and (saved := _class_of(directory, None)) is not kerasllm.TextClassifier:
+        raise ValueError(
+            f"{str(directory)!r} holds a {saved.__name__}, which has learned no labels of texts. Train one: kerasllm "
+            f"finetune {directory} --task classify --data TABLE."
+        )
     for text, answer in zip(texts, _load(kerasllm.TextClassifier, directory, adapter).classify(texts)):
-        _print_table(text, {label: f"{probability:.1%}" for label, probability in answer.probabilities.items()})
+        _print_table(text, {str(label): f"{probability:.1%}" for label, probability in answer.probabilities.items()})
 
 
 @command
@@ -714,6 +726,8 @@ def _print_table(title: str, rows: dict[str, str]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
+    if found := getattr(error, "found", None):  # a MissingColumn, where the command has no option for it
+        return f"{found} Give the columns these names."
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     else:

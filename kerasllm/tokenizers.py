@@ -495,7 +495,7 @@ def _learned(
         trainer = trainers.UnigramTrainer(unk_token=unk_token, **options)
     try:
         tokenizer.train_from_iterator(texts, trainer)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OSError, ImportError):  # of the texts
         raise
     except Exception as error:
         raise ValueError(

@@ -134,7 +134,10 @@ def distil_directory(
 
 
 def _method(name: str, sparsity: str, calibration):
-    sparsity = sparsity if ":" in sparsity else float(sparsity)
+    try:
+        sparsity = sparsity if ":" in sparsity else float(sparsity)
+    except ValueError:
+        raise ValueError(f"`sparsity` must be a share, or a pattern such as 2:4. Received: {sparsity!r}") from None
     if name == "magnitude":
         return Magnitude(sparsity)
     methods = {"wanda": Wanda, "sparsegpt": SparseGPT}

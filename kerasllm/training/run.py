@@ -14,7 +14,9 @@ from kerasllm.chat.tokens import template_of
 from kerasllm.data import TokenDataset, from_text, read_texts
 from kerasllm.data.chat import conversation_data
 from kerasllm.data.sources import source_files
+from kerasllm.data.tables import MissingColumn
 from kerasllm.files import written_aside
+from kerasllm.interop.presets import read_config
 from kerasllm.locks import LOCK_FILE, only_writer
 from kerasllm.models.language_model import LanguageModel
 from kerasllm.tokenizers import Tokenizer
@@ -77,7 +79,10 @@ def train(
     _check_source(recipe)
     with only_writer(output):
         _check_directory(output, recipe, resume)
-        return _train(recipe, output, resume, console)
+        try:
+            return _train(recipe, output, resume, console)
+        except MissingColumn as error:
+            raise ValueError(f"{error.found} Say which with data.column: --set data.column=NAME.") from None
 
 
 def _train(recipe: Recipe, output: Path, resume: bool, console: Console) -> LanguageModel:
@@ -196,6 +201,8 @@ def _check_source(recipe: Recipe) -> None:
         wanted = f" ({recipe.data.wanted})" if recipe.data.wanted else ""
         raise ValueError(f"The recipe {recipe.name!r} needs a text{wanted}: give it with --data PATH.")
     source_files(recipe.data.source)
+    if recipe.start_from is not None:
+        read_config(recipe.start_from)
 
 
 def _tokenizer(recipe: Recipe, output: Path, pairs: list | None) -> Tokenizer:
