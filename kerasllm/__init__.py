@@ -5,6 +5,8 @@ Names are loaded on first use, so that importing the package imports no backend.
 
 import importlib
 
+from kerasllm.lazy import submodule
+
 _HOMES = {
     "TransformerConfig": "kerasllm.config",
     "Tokenizer": "kerasllm.tokenizers",
@@ -19,6 +21,7 @@ _HOMES = {
     "Sampler": "kerasllm.generation.sampling",
 }
 _MODULES = (
+    "chat",
     "compression",
     "config",
     "data",
@@ -30,6 +33,7 @@ _MODULES = (
     "metrics",
     "models",
     "objectives",
+    "serving",
     "training",
     "tuning",
 )
@@ -38,10 +42,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    if name in _MODULES:
-        return importlib.import_module(f"kerasllm.{name}")
     if name not in _HOMES:
-        raise AttributeError(f"module 'kerasllm' has no attribute {name!r}")
+        return submodule(__name__, name)
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -205,7 +206,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What the model continues.")],
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens to write at the most; 100, or what an encoder's model can, when left out."),
+        typer.Option(help="Tokens to write at the most; when left out 100, or as many as the context has room for."),
     ] = None,
     sampler: Annotated[SamplerName, typer.Option(help="How the next token is chosen.")] = SamplerName.top_p,
     temperature: Annotated[float | None, typer.Option(help="Below 1 is safer, above 1 bolder.")] = None,
@@ -233,7 +234,7 @@ def generate(
 
         use_engine(model, engine)
     if max_new_tokens is None and not has_encoder:
-        max_new_tokens = 100
+        max_new_tokens = 100 if truncation else _room(model, prompt, 100)
     answer = model.generate(
         prompt,
         max_new_tokens,
@@ -253,12 +254,17 @@ def generate(
     print()
 
 
+def _room(model, prompt: str, most: int) -> int:
+    """How many tokens fit behind a prompt; `most` where it leaves no room, for the model to say so."""
+    length = len(model.tokenizer.encode(prompt)) if model.tokenizer else 0
+    room = model.config.max_sequence_length - max(1, length)
+    return min(most, room) if room > 0 else most
+
+
 def _load(task: type, directory: Path, adapter: Path | None) -> Any:
     """A model, with an adapter's labels and weights if there is one."""
     if adapter is None:
         return task.from_preset(directory)
-    import warnings
-
     from kerasllm.tuning.files import saved_labels
 
     labels = saved_labels(adapter)
@@ -356,8 +362,13 @@ def classify(
     _use(backend)
     import kerasllm
 
+    if adapter is None and (saved := _class_of(directory, None)) is not kerasllm.TextClassifier:
+        raise ValueError(
+            f"{str(directory)!r} holds a {saved.__name__}, which has learned no labels of texts. Train one: kerasllm "
+            f"finetune {directory} --task classify --data TABLE."
+        )
     for text, answer in zip(texts, _load(kerasllm.TextClassifier, directory, adapter).classify(texts)):
-        _print_table(text, {label: f"{probability:.1%}" for label, probability in answer.probabilities.items()})
+        _print_table(text, {str(label): f"{probability:.1%}" for label, probability in answer.probabilities.items()})
 
 
 @command
@@ -567,7 +578,7 @@ def serve(
     backend: BackendOption = None,
 ) -> None:
     """Serve models over HTTP, as OpenAI's clients expect it."""
-    _use(backend)
+    _choose(backend)  # Each model is in a process of its own, and Keras there.
     from kerasllm.serving.command import serve as run
 
     run(
@@ -672,16 +683,30 @@ def main() -> None:
     """The `kerasllm` command."""
     # Quiet unless asked: TensorFlow greets on standard error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {_one_line(message)}\n"
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # A terminal that cannot show a character ends nothing.
     app(prog_name="kerasllm")
 
 
-def _use(backend: Backend | None) -> None:
+def _choose(backend: Backend | None) -> None:
     """Sets the backend, which Keras reads once, when it is imported."""
     if backend is None:
+        found = os.environ.get("KERAS_BACKEND")
+        if found and found not in list(Backend):
+            raise ValueError(f"The backend must be one of {', '.join(Backend)}. Received: KERAS_BACKEND={found}")
         return
     if "keras" in sys.modules and sys.modules["keras"].backend.backend() != backend.value:
         raise ValueError(f"Keras has been imported with another backend than {backend.value}.")
     os.environ["KERAS_BACKEND"] = backend.value
+
+
+def _use(backend: Backend | None) -> None:
+    """Sets the backend, and imports it without the lines with which it greets."""
+    _choose(backend)
+    from kerasllm.quiet import load_backend
+
+    load_backend()
 
 
 def _config(name_or_directory: str):
@@ -705,6 +730,8 @@ def _print_table(title: str, rows: dict[str, str]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
+    if found := getattr(error, "found", None):  # a MissingColumn, where the command has no option for it
+        return f"{found} Give the columns these names."
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     else:

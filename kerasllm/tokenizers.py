@@ -607,7 +607,7 @@ def _learned(
         trainer = trainers.UnigramTrainer(unk_token=unk_token, **options)
     try:
         tokenizer.train_from_iterator(_short_words(texts) if kind != "unigram" else texts, trainer)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OSError, ImportError):  # of the texts
         raise
     except Exception as error:
         raise ValueError(

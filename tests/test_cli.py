@@ -1,8 +1,10 @@
 """The command line: what it prints, and how it fails."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
@@ -11,7 +13,10 @@ from typer.testing import CliRunner
 
 import kerasllm
 from kerasllm.cli import app
+from kerasllm.quiet import without_greetings
 from kerasllm.sizes import figures
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 BACKENDS = ("keras", "tensorflow", "jax", "torch", "numpy")
 
@@ -26,6 +31,7 @@ def run(*arguments: str, code: int = 0) -> str:
 def saved(tmp_path_factory):
     """A directory trained by `kerasllm train`, and the text it was trained on."""
     folder = tmp_path_factory.mktemp("cli")
+    (folder / "a.csv").write_text("a,b\nx,y\n")
     (folder / "words.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
     values = {
         "description": "A test.",
@@ -49,6 +55,7 @@ def test_generate_writes_the_same_for_the_same_seed(saved):
     whole = run(*arguments)
     assert whole.startswith("the") and len(whole.rstrip("\n")) > 3
     assert run(*arguments, "--stream") == whole
+    assert run("generate", directory, "the").startswith("the")  # as much as there is room for
 
 
 def test_evaluate_prints_the_metrics(saved):
@@ -69,6 +76,15 @@ def test_info_reads_a_directory(saved):
         (("generate", "{dir}", "the" * 20), "context"),
         (("generate", "{dir}", "the", "--sampler", "greedy", "--top-k", "3"), "top_k"),
         (("generate", "{dir}", "the", "--max-new-tokens", "0"), "max_new_tokens"),
+        (("classify", "{dir}", "the"), "holds a CausalLM, which has learned no labels"),
+        (("prune", "{dir}", "--eval", "{dir}/../words.txt", "--sparsity", "x", "--output", "{dir}/../p"), "2:4"),
+        (("quantize", "{dir}", "--eval", "{dir}/../a.csv", "--output", "{dir}/../q"), "Give the columns these names"),
+        (("evaluate", "{dir}", "--data", "{dir}/../a.csv"), "It has: a, b. Say which: --column"),
+        (("train", "quickstart", "--data", "{dir}/../a.csv", "--output", "{dir}/../t"), "--set data.column=NAME"),
+        (
+            ("finetune", "nowhere", "--task", "causal", "--data", "{dir}/../words.txt"),
+            "'nowhere' is no model directory",
+        ),
         (("evaluate", "{dir}", "--data", "nothing.txt"), "There is no file or folder 'nothing.txt'"),
         (("train", "{dir}/recipe.yaml", "--output", "{dir}"), "is not empty"),
     ],
@@ -76,6 +92,7 @@ def test_info_reads_a_directory(saved):
 def test_bad_input_is_one_line(saved, arguments, message):
     output = run(*(argument.replace("{dir}", str(saved[0])) for argument in arguments), code=2)
     assert output.startswith("Error: ") and message in output and output.count("\n") == 1
+    assert sorted(path.name for path in saved[0].parent.iterdir()) == ["a.csv", "mine.yaml", "run", "words.txt"]
 
 
 @pytest.mark.parametrize(
@@ -167,3 +184,33 @@ def test_the_version_is_printed():
 @pytest.mark.parametrize("arguments", ["train quickstart --data a --data b", "info a --batch-size 2 --batch-size 2"])
 def test_an_option_given_twice_is_refused(arguments):
     assert "more than once" in run(*arguments.split(), code=2)
+
+
+@pytest.mark.slow
+def test_nothing_is_said_before_the_first_line():
+    """Standard error of a command is empty: no greetings of TensorFlow, XLA or CUDA."""
+    arguments = [sys.executable, "-m", "kerasllm", "generate", "saved_models/gpt-tiny", "The", "--max-new-tokens", "1"]
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
+    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("The")
+
+
+@pytest.mark.one_backend
+def test_only_greetings_are_held_back(capfd):
+    lines = [
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+        "I0000 00:00:1795886278.087681    7534 cudart_stub.cc:31] Could not find cuda drivers on your machine.",
+        "E0000 00:00:1795886283.219816 7534 cuda_platform.cc:52] failed call to cuInit: INTERNAL: UNKNOWN ERROR (303)",
+        "2025-01-01 10:00:00.123456: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on.",
+        "To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow.",
+        "E0000 00:00:1735689600.1 1 cuda_dnn.cc:8310] Unable to register cuDNN factory: already registered",
+    ]
+    kept = [
+        "E0000 00:00:1795886283.219816 7534 cuda_platform.cc:52] failed call to cuInit: CUDA_ERROR_NO_DEVICE (100)",
+        "W0000 00:00:1795886283.219816 7534 gpu_device.cc:2341] Cannot dlopen some GPU libraries.",
+        "UserWarning: something of ours",
+    ]
+    with pytest.raises(ValueError), without_greetings():
+        os.write(2, "\n".join([*lines, *kept, ""]).encode())
+        raise ValueError
+    assert capfd.readouterr().err.splitlines() == kept

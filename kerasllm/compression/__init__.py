@@ -2,6 +2,8 @@
 
 import importlib
 
+from kerasllm.lazy import submodule
+
 _HOMES = {
     "Distiller": "kerasllm.compression.distillation",
     "GradualPruning": "kerasllm.compression.pruning",
@@ -31,5 +33,5 @@ __all__ = list(_HOMES)
 
 def __getattr__(name: str):
     if name not in _HOMES:
-        raise AttributeError(f"module 'kerasllm.compression' has no attribute {name!r}")
+        return submodule(__name__, name)
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -151,7 +151,10 @@ def distil_directory(
 
 
 def _method(name: str, sparsity: str, calibration):
-    sparsity = sparsity if ":" in sparsity else float(sparsity)
+    try:
+        sparsity = sparsity if ":" in sparsity else float(sparsity)
+    except ValueError:
+        raise ValueError(f"`sparsity` must be a share, or a pattern such as 2:4. Received: {sparsity!r}") from None
     if name == "magnitude":
         if calibration is not None:
             raise ValueError(f"The method 'magnitude' looks at no text. Received: calibration={calibration!r}")

@@ -2,6 +2,8 @@
 
 import importlib
 
+from kerasllm.lazy import submodule
+
 _HOMES = {
     "read_pieces": "sources",
     "read_texts": "sources",
@@ -25,7 +27,7 @@ __all__ = list(_HOMES)
 def __getattr__(name: str):
     # Loaded on first use: the dataset imports keras, and with it a backend.
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return submodule(__name__, name)
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

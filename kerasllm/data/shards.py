@@ -9,6 +9,7 @@ A directory of shards holds
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -171,7 +172,7 @@ def build_shards(
     if directory.exists():
         if not (directory / "manifest.json").is_file() and any(directory.iterdir()):
             raise ValueError(f"{directory} holds other files than token shards. Choose an empty or new directory.")
-        if identity["source"] and identity.items() <= _read_manifest(directory, {}).items():
+        if _holds(directory, identity):
             return open_shards(directory, tokenizer=tokenizer)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".partial", dir=directory.parent))
@@ -180,7 +181,7 @@ def build_shards(
             for ids, starts_document, size in _token_stream(source, tokenizer, column):
                 writer.write(ids, starts_document, size)
             writer.finish(identity)
-        _replace_directory(partial, directory)
+        _replace_directory(partial, directory, identity)
     except OSError as error:
         free = shutil.disk_usage(directory.parent).free
         raise OSError(
@@ -374,13 +375,25 @@ def _check_file(path: Path, expected: dict, verify: bool) -> None:
             )
 
 
-def _replace_directory(new: Path, directory: Path) -> None:
+def _replace_directory(new: Path, directory: Path, identity: dict) -> None:
     os.chmod(new, 0o755)  # mkdtemp's directories are private
-    old = new.with_suffix(".old")
-    if directory.exists():
-        os.rename(directory, old)
-    os.rename(new, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    while True:
+        try:
+            os.rename(new, directory)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _holds(directory, identity):
+            return  # Another process has built the same meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(directory, new.with_suffix(".old"))
+        shutil.rmtree(new.with_suffix(".old"), ignore_errors=True)
+
+
+def _holds(directory: Path, identity: dict) -> bool:
+    """Whether the shards that are there are of this source, which an iterator never is, and tokenizer."""
+    return bool(identity["source"]) and identity.items() <= _read_manifest(directory, {}).items()
 
 
 def _flush(file) -> None:

@@ -102,7 +102,7 @@ def source_files(source: Source) -> list[Path] | None:
     files = [Path(name) for name in glob.glob(str(source), recursive=True) if os.path.isfile(name)]
     if not files:
         what = "No file matches the glob" if glob.has_magic(str(source)) else "There is no file or folder"
-        raise FileNotFoundError(f"{what} {str(source)!r}. To use a string as text, put it in a list: [text].")
+        raise FileNotFoundError(f"{what} {str(source)!r}. In Python, text itself goes into a list: [text].")
     return sorted(files)
 
 

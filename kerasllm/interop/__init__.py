@@ -1,1 +1,7 @@
 """Weights and configs in and out."""
+
+import functools
+
+from kerasllm.lazy import submodule
+
+__getattr__ = functools.partial(submodule, __name__)

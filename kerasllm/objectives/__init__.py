@@ -4,6 +4,9 @@ An objective is a function of `Rows`; one that has settings is a frozen dataclas
 Whatever it draws at random is a function of the rows' keys, so the same (seed, epoch, step) is the same batch.
 """
 
+import functools
+
+from kerasllm.lazy import submodule
 from kerasllm.objectives.contrastive import info_nce, pair_rows
 from kerasllm.objectives.infilling import FillInTheMiddle
 from kerasllm.objectives.instruction import Instruction
@@ -37,3 +40,5 @@ __all__ = [
     "show",
     "word_starts",
 ]
+
+__getattr__ = functools.partial(submodule, __name__)

@@ -14,9 +14,13 @@ import threading
 from pathlib import Path
 
 import kerasllm
-from kerasllm.interop.presets import read_config
-from kerasllm.serving.reader import Reader
-from kerasllm.serving.writer import Job, Writer, failure
+from kerasllm.quiet import load_backend
+
+load_backend()  # Before anything else imports Keras: a server's log is to begin with the server's lines.
+
+from kerasllm.interop.presets import read_config  # noqa: E402
+from kerasllm.serving.reader import Reader  # noqa: E402
+from kerasllm.serving.writer import Job, Writer, failure  # noqa: E402
 
 OPENED_AS = {"PairedMaskedLM": "MaskedLM"}
 SERVED = ("CausalLM", "Seq2SeqLM", "MaskedLM", "TextClassifier", "TextEmbedder")

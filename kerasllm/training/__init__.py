@@ -2,6 +2,8 @@
 
 import importlib
 
+from kerasllm.lazy import submodule
+
 _HOMES = {
     "Checkpoint": "checkpoint",
     "Interrupted": "checkpoint",
@@ -21,7 +23,7 @@ __all__ = list(_HOMES)
 
 def __getattr__(name: str):
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return submodule(__name__, name)
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Progress(Watcher):
         logs = logs or {}
         self._validation_loss = logs.get("val_loss")
         total = f"/{self.total_steps}" if self.total_steps else ""
-        self.console.print(f"step {self.steps_done}{total}  {_figures(logs)}", highlight=False)
+        say(self.console, f"step {self.steps_done}{total}  {_figures(logs)}")
 
     def on_train_end(self, logs=None):
         self.close()
@@ -81,6 +82,12 @@ class Progress(Watcher):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def say(console, text: str, **style: Any) -> None:
+    """Prints a line as it is, but for characters that the terminal's encoding lacks, which become question marks."""
+    text = text.encode(console.encoding, "replace").decode(console.encoding)
+    console.print(text, markup=False, highlight=False, **style)
 
 
 class _RecordFile(Watcher):
@@ -149,6 +156,8 @@ class JSONLLogger(_RecordFile):
 class Samples(_RecordFile):
     """Lets the model write at the end of epochs: prints it, and adds it to a file.
 
+    A prompt that the model cannot go on from ends nothing: why is printed, once, and there are no samples.
+
     Args:
         path: of the file.
         prompt: what is continued. Empty begins a new document.
@@ -171,18 +180,28 @@ class Samples(_RecordFile):
         self.prompt, self.every, self.max_new_tokens = prompt, every, max_new_tokens
         self.console = console or Console(stderr=True)
         self.options = options or {"sampler": "top_p", "temperature": 0.8}
+        self.failed = False
 
     def on_epoch_end(self, epoch, logs=None):
         # Training that was told to stop in the middle of an epoch is in a hurry.
-        if (epoch + 1) % self.every or self.watched.stop_training:
+        if (epoch + 1) % self.every or self.watched.stop_training or self.failed:
             return
-        text = self.model.generate(self.prompt, self.max_new_tokens, truncation=True, **self.options)
+        try:
+            text = self.model.generate(self.prompt, self.max_new_tokens, truncation=True, **self.options)
+        except Exception as error:  # Whatever it is, it is of the sample, and training does not depend on that.
+            self.failed = True
+            reason = " ".join(str(error).split()) or type(error).__name__
+            prompt = f"the prompt {self.prompt!r} (`prompt` of Samples, training.sample_prompt of a recipe)"
+            say(self.console, f"There are no samples, and training goes on: {prompt} failed. {reason}")
+            return
         self.add(f"--- step {self.steps_done}\n{text}\n\n")
-        self.console.print(text, style="dim", markup=False, highlight=False)
+        say(self.console, text, style="dim")
 
 
 class Figure(Watcher):
     """Computes a figure of the model at the end of epochs, and adds it to the logs for the callbacks after it.
+
+    One that fails ends nothing: why is a warning, once, and the figure is left out.
 
     Args:
         name: of the figure, such as "val_exact_match".
@@ -197,11 +216,17 @@ class Figure(Watcher):
 
     def __init__(self, name, function):
         super().__init__()
-        self.name, self.function = name, function
+        self.name, self.function, self.failed = name, function, False
 
     def on_epoch_end(self, epoch, logs=None):
-        if not self.watched.stop_training:
+        if self.watched.stop_training or self.failed:
+            return
+        try:
             logs[self.name] = self.function(self.model)
+        except Exception as error:  # As with samples.
+            self.failed = True
+            reason = " ".join(str(error).split()) or type(error).__name__
+            warnings.warn(f"{self.name} cannot be computed, and training goes on without it: {reason}", stacklevel=2)
 
 
 class StopOnNaN(Watcher):

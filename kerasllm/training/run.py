@@ -14,11 +14,13 @@ from kerasllm.chat.tokens import template_of
 from kerasllm.data import TokenDataset, from_text, read_texts
 from kerasllm.data.chat import conversation_data
 from kerasllm.data.sources import source_files
+from kerasllm.data.tables import MissingColumn
 from kerasllm.files import written_aside
+from kerasllm.interop.presets import read_config
 from kerasllm.locks import LOCK_FILE, only_writer
 from kerasllm.models.language_model import LanguageModel
 from kerasllm.tokenizers import Tokenizer
-from kerasllm.training.callbacks import Figure, JSONLLogger, Progress, Samples, StopOnNaN, Throughput
+from kerasllm.training.callbacks import Figure, JSONLLogger, Progress, Samples, StopOnNaN, Throughput, say
 from kerasllm.training.checkpoint import Checkpoint, latest
 from kerasllm.training.model_card import model_card
 from kerasllm.training.optimizers import OPTIMIZERS
@@ -77,7 +79,10 @@ def train(
     _check_source(recipe)
     with only_writer(output):
         _check_directory(output, recipe, resume)
-        return _train(recipe, output, resume, console)
+        try:
+            return _train(recipe, output, resume, console)
+        except MissingColumn as error:
+            raise ValueError(f"{error.found} Say which with data.column: --set data.column=NAME.") from None
 
 
 def _train(recipe: Recipe, output: Path, resume: bool, console: Console) -> LanguageModel:
@@ -113,20 +118,20 @@ def _train(recipe: Recipe, output: Path, resume: bool, console: Console) -> Lang
     with written_aside(output / "recipe.yaml") as aside:
         aside.write_text(recipe.to_yaml(), encoding="utf-8")
     tokenizer.save_to_preset(output)
-    console.print(
+    say(
+        console,
         f"{recipe.name}: {config.num_parameters():,} parameters, {size}, {recipe.training.steps:,} steps, "
         f"{keras.backend.backend()}",
-        highlight=False,
     )
     if getattr(model, "labels", None) and pairs is not None:
-        console.print(label_counts(pairs), highlight=False, markup=False)
+        say(console, label_counts(pairs))
     if recipe.start_from is not None:
         counts = trained(model)
-        console.print(f"{recipe.tuning.method}: {counts.parameters:,} parameters are trained", highlight=False)
+        say(console, f"{recipe.tuning.method}: {counts.parameters:,} parameters are trained")
     if resume and (checkpoint := latest(output / "checkpoints")):
         is_over = _batches_done(output) >= recipe.training.steps * recipe.training.accumulation
         more = "; the run is finished: give it more with --set training.steps=..." if is_over else ""
-        console.print(f"Resuming from {checkpoint}{more}", highlight=False)
+        say(console, f"Resuming from {checkpoint}{more}")
 
     progress, throughput = Progress(console), Throughput()
     callbacks = _callbacks(recipe, output, resume, progress, throughput, console, held_out)
@@ -150,7 +155,7 @@ def _train(recipe: Recipe, output: Path, resume: bool, console: Console) -> Lang
     _plot(output, console)
     with written_aside(output / "README.md") as aside:
         aside.write_text(model_card(recipe, model, output, throughput.mfu_denominator), encoding="utf-8")
-    console.print(f"Saved to {output}", highlight=False)
+    say(console, f"Saved to {output}")
     return model
 
 
@@ -196,6 +201,8 @@ def _check_source(recipe: Recipe) -> None:
         wanted = f" ({recipe.data.wanted})" if recipe.data.wanted else ""
         raise ValueError(f"The recipe {recipe.name!r} needs a text{wanted}: give it with --data PATH.")
     source_files(recipe.data.source)
+    if recipe.start_from is not None:
+        read_config(recipe.start_from)
 
 
 def _tokenizer(recipe: Recipe, output: Path, pairs: list | None) -> Tokenizer:
@@ -325,4 +332,4 @@ def _plot(output: Path, console: Console) -> None:
     try:
         plot_curves(output / "metrics.jsonl", output / "curves.png")
     except ImportError as error:
-        console.print(f"No curves.png: {error}", highlight=False, markup=False)
+        say(console, f"No curves.png: {error}")

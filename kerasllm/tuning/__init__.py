@@ -1,5 +1,8 @@
 """Fine-tuning: adapters of many kinds, with one interface, for our models and any Keras model; and what is trained."""
 
+import functools
+
+from kerasllm.lazy import submodule
 from kerasllm.tuning.bottleneck import Bottleneck
 from kerasllm.tuning.features import cache_features
 from kerasllm.tuning.files import load_adapter, save_adapter
@@ -57,3 +60,5 @@ __all__ = [
     "unfreeze",
     "unmerge",
 ]
+
+__getattr__ = functools.partial(submodule, __name__)

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +242,15 @@ print(len(shards), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     tokens, grown_megabytes = map(int, run.stdout.split())
     assert tokens > megabytes * 200_000
     assert grown_megabytes < 300  # the tokens alone, as a list of Python integers, would take more
+
+
+def test_several_builders_at_once_leave_one_whole_directory(tmp_path):
+    source, directory = tmp_path / "a.txt", tmp_path / "shards"
+    source.write_text("some text " * 1000)
+    for again in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            built = list(pool.map(lambda _: build_shards(source, BYTES, directory), range(4)))
+        assert len({len(shards) for shards in built}) == 1
+        assert len(open_shards(directory)) == len(built[0])
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "shards"]
+        source.write_text("other text " * (1000 + again))

@@ -12,7 +12,7 @@ from rich.console import Console
 from kerasllm import CausalLM, Tokenizer, TransformerConfig
 from kerasllm.data import TokenDataset, TokenShards
 from kerasllm.training import callbacks as module
-from kerasllm.training.callbacks import JSONLLogger, Progress, Samples, StopOnNaN, Throughput
+from kerasllm.training.callbacks import Figure, JSONLLogger, Progress, Samples, StopOnNaN, Throughput
 from kerasllm.training.plots import plot_curves, read_metrics
 from kerasllm.training.throughput import known_peak_flops, measured_peak_flops
 
@@ -196,3 +196,31 @@ def test_curves_name_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"kerasllm\[plot\]"):
         plot_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+
+
+@pytest.mark.one_backend
+def test_a_sample_or_a_figure_that_fails_does_not_end_training(tmp_path):
+    def fails(model):
+        raise RuntimeError("no figure")
+
+    console = quiet()
+    samples = Samples(tmp_path / "samples.txt", prompt="☃ of no tokenizer", max_new_tokens=2, console=console)
+    log = JSONLLogger(tmp_path / "metrics.jsonl")
+    with pytest.warns(UserWarning, match="val_x cannot be computed, and training goes on.*no figure") as told:
+        fit(small_model(), Figure("val_x", fails), log, samples, epochs=3)
+    assert sum("val_x" in str(each.message) for each in told) == 1
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 3
+    said = " ".join(console.file.getvalue().split())
+    assert said.count("training.sample_prompt") == 1 and "There are no samples, and training goes on" in said
+    assert "☃" in said and not (tmp_path / "samples.txt").read_text()
+
+
+@pytest.mark.one_backend
+def test_what_a_terminal_cannot_show_does_not_end_training(tmp_path):
+    model = small_model()
+    model.tokenizer = Tokenizer.train("ab☃defgh", kind="char")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    samples = Samples(tmp_path / "samples.txt", prompt="a☃", max_new_tokens=2, console=Console(file=terminal))
+    fit(model, samples, epochs=1)
+    terminal.flush()
+    assert b"a?" in terminal.buffer.getvalue() and "a☃" in (tmp_path / "samples.txt").read_text("utf-8")

@@ -1,6 +1,7 @@
 """A recipe carried out: the run directory, its resume, and everything that can go wrong."""
 
 import errno
+import io
 import json
 import shutil
 import signal
@@ -231,3 +232,23 @@ def test_a_recipe_without_text_asks_for_it(tmp_path):
     with pytest.raises(ValueError, match="'tiny' needs a text: give it with --data PATH"):
         train(recipe(None), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.one_backend
+def test_a_finished_run_says_so_and_can_be_extended(trained, text, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(trained[1], output)
+    said = io.StringIO()
+    run.train(recipe(text), output, resume=True, console=Console(file=said, width=300))
+    assert "the run is finished: give it more with --set training.steps=..." in said.getvalue()
+    assert len(read_metrics(output / "metrics.jsonl")) == 2
+    for training, message in (
+        ({"steps": 3}, r"has made 6 steps already. Received: steps=3"),
+        ({"steps": 12, "evaluate_every": 6}, r"with --set training.evaluate_every=3\. Received: steps=12"),
+        ({"steps": 9, "seed": 3}, r"training.seed differ"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(recipe(text, **training), output, resume=True)
+    train(recipe(text, steps=9), output, resume=True)
+    assert [record["step"] for record in read_metrics(output / "metrics.jsonl")] == [3, 6, 9]
+    assert load_recipe(output / "recipe.yaml").training.steps == 9
