@@ -209,8 +209,6 @@ def generate(
         from kerasllm.compression.engines import use_engine
 
         use_engine(model, engine)
-    if max_new_tokens is None and not has_encoder:
-        max_new_tokens = 100
     answer = model.generate(
         prompt,
         max_new_tokens,
