@@ -233,8 +233,6 @@ def generate(
         from kerasllm.compression.engines import use_engine
 
         use_engine(model, engine)
-    if max_new_tokens is None and not has_encoder:
-        max_new_tokens = 100 if truncation else _room(model, prompt, 100)
     answer = model.generate(
         prompt,
         max_new_tokens,
@@ -252,13 +250,6 @@ def generate(
     for piece in itertools.chain(begins, answer if stream else [answer]):
         print(piece, end="", flush=True)
     print()
-
-
-def _room(model, prompt: str, most: int) -> int:
-    """How many tokens fit behind a prompt; `most` where it leaves no room, for the model to say so."""
-    length = len(model.tokenizer.encode(prompt)) if model.tokenizer else 0
-    room = model.config.max_sequence_length - max(1, length)
-    return min(most, room) if room > 0 else most
 
 
 def _load(task: type, directory: Path, adapter: Path | None) -> Any:

@@ -130,7 +130,7 @@ class _Group:
     def advance(self, logits, penalty, length) -> list[int]:
         """Goes on by a token; returns the beam that each of the new ones came from."""
         likelihoods = log_softmax(logits[: len(self.running)])
-        scores = np.stack([scored(self.request, row, a.tokens) for row, a in zip(likelihoods, self.running)])
+        scores = np.stack([self._scored(row, answer.tokens) for row, answer in zip(likelihoods, self.running)])
         if self.beams.renormalize:
             scores = log_softmax(scores)
         scores = scores + np.array([[a.score] for a in self.running], "float32") - penalty
@@ -162,6 +162,12 @@ class _Group:
             self.done = going_on[0].score / longest**self.beams.length_penalty <= self.finished[-1].score
         self.running = going_on
         return parents
+
+    def _scored(self, likelihoods, tokens) -> np.ndarray:
+        scores = scored(self.request, likelihoods, tokens)
+        if any(constraint.forces(self.request.prompt, tokens) for constraint in self.request.constraints):
+            scores = np.where(scores > FORBIDDEN, 0, scores)
+        return scores
 
     def _longer(self, before: Answer, token: int, score: float, likelihoods) -> Answer | None:
         """An answer with one more token; `None` where its form then cannot be kept to."""

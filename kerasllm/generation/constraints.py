@@ -40,6 +40,10 @@ class Constraint:
         """Whether the answer may end here."""
         return True
 
+    def forces(self, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
+        """Whether the next token is given, so that a search does not count its likelihood."""
+        return False
+
 
 def bias_of(constraints, prompt, tokens, vocabulary_size: int) -> np.ndarray | None:
     """The bias of all of a request's constraints, float32 (vocabulary_size,); `None` if there are no constraints."""
@@ -245,8 +249,11 @@ class ForcedBegin(Constraint):
     def __init__(self, token: int):
         self.token_ids = [_check_id(self.argument, token)]
 
+    def forces(self, prompt, tokens):
+        return len(prompt) == 1 and not len(tokens)
+
     def add_to(self, bias, prompt, tokens):
-        if len(prompt) == 1 and not len(tokens):
+        if self.forces(prompt, tokens):
             _force(bias, self.token_ids)
 
     def holds_for(self, count):
@@ -268,8 +275,11 @@ class ForcedEnd(Constraint):
         self.token_ids = [_check_id(self.argument, token) for token in tokens]
         self.last = max_new_tokens - 1
 
+    def forces(self, prompt, tokens):
+        return len(tokens) == self.last
+
     def add_to(self, bias, prompt, tokens):
-        if len(tokens) == self.last:
+        if self.forces(prompt, tokens):
             _force(bias, self.token_ids)
 
     def holds_for(self, count):

@@ -9,8 +9,6 @@ import warnings
 from kerasllm.generation.sampling import Sampler
 
 ARGUMENTS = {  # key → the argument of `generate` whose default it is
-    "max_new_tokens": "max_new_tokens",
-    "min_new_tokens": "min_new_tokens",
     "stop_strings": "stop",
     "num_beams": "num_beams",
     "length_penalty": "length_penalty",
@@ -29,7 +27,7 @@ ARGUMENTS = {  # key → the argument of `generate` whose default it is
 }
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # used where do_sample is true
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-OTHERS = ("do_sample", "max_length", "min_length")  # understood, and no argument by itself
+OTHERS = ("do_sample", "max_new_tokens", "max_length", "min_new_tokens", "min_length")  # understood elsewhere
 NEUTRAL = {  # not supported, and what each must be to change nothing
     "constraints": None,
     "dola_layers": None,
@@ -156,11 +154,12 @@ def length_limits(model, prompt_size: int, most, least, slide: bool = False) -> 
     """
     config = config_of(model)
     if most is None:
-        most = max(1, config.get("max_length", prompt_size + MAX_NEW_TOKENS) - prompt_size)
+        total = config.get("max_length", prompt_size + MAX_NEW_TOKENS)
+        most = max(1, config.get("max_new_tokens", total - prompt_size))
         room = model.config.max_sequence_length - prompt_size
         most = most if slide else min(most, max(1, room))
     if least is None:
-        least = max(0, config.get("min_length", 0) - prompt_size)
+        least = max(0, config.get("min_new_tokens", config.get("min_length", 0) - prompt_size))
     return most, least
 
 

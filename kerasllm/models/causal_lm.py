@@ -72,7 +72,7 @@ class CausalLM(LanguageModel):
         scores = ops.convert_to_numpy(scores).reshape(ids.shape)
         return [row[: length - 1] for row, length in zip(scores, mask.sum(axis=1))]
 
-    def generate(self, prompts, max_new_tokens=100, **options):
+    def generate(self, prompts, max_new_tokens=None, **options):
         """Continues prompts.
 
         Many prompts share a batch, in which those that end make room for those that wait; each gets the answer that
@@ -80,15 +80,16 @@ class CausalLM(LanguageModel):
 
         Args:
             prompts: a string, a list of strings, a list of token ids, or a list of such lists.
-            max_new_tokens: tokens to make at the most; or a list, one a prompt.
-            sampler: "greedy" (default), "temperature", "top_k", "top_p", "min_p", "typical", "top_a", "mirostat"; a
+            max_new_tokens: tokens to make at the most; or a list, one a prompt. When left out, 100, within the context.
+            sampler: "greedy", "temperature", "top_k", "top_p", "min_p", "typical", "top_a", "mirostat"; a
                 `kerasllm.Sampler`; or a function `logits, tokens → logits` of NumPy arrays (vocabulary,) and the
-                text so far, prompt included, from which the next token is then drawn.
+                text so far, prompt included, from which the next token is then drawn. Greedy when left out.
             temperature, top_k, top_p, min_p, typical_p, top_a, mirostat, mirostat_eta, repetition_penalty,
                 frequency_penalty, presence_penalty, seed: of the sampler, see `kerasllm.Sampler`.
             stop: string or strings at which the answer ends (they are not part of it).
             stop_token_ids: tokens at which it ends; the tokenizer's end token when left out, `[]` for never.
-            no_repeat_ngram_size, bad_words, min_new_tokens, logit_bias: see `kerasllm.generation.constraints`.
+            no_repeat_ngram_size, bad_words, min_new_tokens, logit_bias, suppress_tokens, begin_suppress_tokens,
+                forced_bos_token_id, forced_eos_token_id: see `kerasllm.generation.constraints`.
             regex, json_schema, choice: what the answer must be, one of them; see
                 `kerasllm.generation.structured`.
             truncation: cut a prompt that is too long to its end, and let the context slide when it is full.
@@ -101,17 +102,23 @@ class CausalLM(LanguageModel):
             draft: a smaller model whose guesses are checked several at once, or "lookup", to guess from the text
                 itself: the same answer, in fewer steps. See `kerasllm.generation.drafts`.
             num_draft_tokens: guesses at once.
-            num_beams, length_penalty, early_stopping, num_beam_groups, diversity_penalty: beam search instead of one
-                greedy answer; see `kerasllm.generation.beam.Beams`.
+            num_beams, length_penalty, early_stopping, num_beam_groups, diversity_penalty, renormalize_logits: beam
+                search instead of one greedy answer; see `kerasllm.generation.beam.Beams`.
             penalty_alpha: contrastive search among the `top_k` (4) likeliest tokens; see
                 `kerasllm.generation.contrastive`.
             slots: prompts that run at once; as many as memory allows, up to 16, when left out.
+
+        What is left out is as the model's generation_config.json says, if it was read from a directory with one: a
+        model whose file samples is sampled, and one whose file has beams is searched, unless `sampler`, `stream`,
+        `draft`, `penalty_alpha` or `num_beams` say otherwise. See `kerasllm.generation.defaults`.
 
         Returns:
             str for str, list for list, token ids for token ids; with the prompt, unless stripped or streamed.
 
         Raises:
-            ValueError: an empty prompt or one beyond the context, or a setting out of range: before anything is run.
+            ValueError: an empty prompt or one beyond the context, an unknown argument, a setting out of range, or two
+                that do not go together: before anything is run; or logits that are not numbers.
+            RuntimeError: inside a function that is being compiled.
 
         Example:
         ```python

@@ -193,7 +193,7 @@ class Seq2SeqLM(LanguageModel):
 
         Args:
             sources: a string, a list of strings, a list of token ids, or a list of such lists.
-            max_new_tokens: tokens to make at the most; 100, or what the model can, when left out.
+            max_new_tokens: tokens to make at the most; 100, within the context, when left out.
             options: as in `CausalLM.generate`; `truncation` is of the source, to its beginning.
 
         Returns:
@@ -209,8 +209,6 @@ class Seq2SeqLM(LanguageModel):
         """
         from kerasllm.generation.text import generate
 
-        if max_new_tokens is None:
-            max_new_tokens = min(100, self.config.max_sequence_length - 1)
         return generate(self, sources, max_new_tokens, **options)
 
     def get_config(self):
