@@ -108,7 +108,10 @@ def make_app(models: Models, settings: Settings = Settings()) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's client sends a dozen of its own, and more with each version.
+            expose_headers=["X-Request-Id", "Retry-After"],
+            allow_private_network=True,
+            max_age=7200,  # as long as browsers keep it
         )
     return app
 
