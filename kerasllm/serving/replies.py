@@ -124,7 +124,7 @@ def _token(token: dict) -> dict:
 
 
 def _best(token: dict) -> dict[str, float]:
-    """The alternatives with the token itself, as OpenAI lists them. Others that are spelled like one go by their ids."""
+    """The alternatives with the token itself, as OpenAI lists them. What is spelled like another goes by its id."""
     best = {_spelled(token): token}
     for other in token["top"]:
         spelled = _spelled(other)

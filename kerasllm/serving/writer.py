@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from kerasllm.chat.tokens import encode_prompt, stop_token_ids
+from kerasllm.chat.tokens import encode_prompt, stop_token_ids, template_of
 from kerasllm.generation.cache import bytes_a_slot
 from kerasllm.generation.constraints import constraints_of
 from kerasllm.generation.engine import TOKENS_WORTH_A_COPY, Engine
@@ -259,6 +259,9 @@ class Writer:
         if "messages" in message:
             if self.has_encoder:
                 raise Refused("This model has an encoder, and no conversations. Use /v1/completions.", "model")
+            has_calls = any("tool_calls" in said for said in message["messages"])
+            if has_calls and "tool_calls" not in template_of(self.tokenizer):
+                raise Refused("The model's chat template does not write `tool_calls`: leave them out.", "messages")
             return [encode_prompt(self.tokenizer, message["messages"])]
         encode = self.model.encode_source if self.has_encoder else self.tokenizer.encode
         prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in message["prompts"]]

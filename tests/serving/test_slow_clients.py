@@ -1,4 +1,4 @@
-"""Clients that do nothing for long, before a server with a model's process that is made up: only the transport counts."""
+"""Clients that do nothing for long, and a server whose model's process is made up: only the transport counts."""
 
 import asyncio
 import contextlib
