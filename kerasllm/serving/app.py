@@ -6,6 +6,7 @@ import base64
 import contextlib
 import dataclasses
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -108,7 +109,10 @@ def make_app(models: Models, settings: Settings = Settings()) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's client sends a dozen of its own, and more with each version.
+            expose_headers=["X-Request-Id", "Retry-After"],
+            allow_private_network=True,
+            max_age=7200,  # as long as browsers keep it
         )
     return app
 
@@ -123,12 +127,15 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_, error: RequestValidationError):
-        message, param = _explained(error.errors()[0])
+        message, param = _explained(error.errors())
         return JsonResponse(error_body(400, message, param), 400)
 
     @app.exception_handler(HTTPException)
     async def other(request, error: HTTPException):
-        message = f"{error.detail}. Received: {request.method} {request.url.path}"
+        hint = ". /openapi.json lists all routes" if error.status_code in (404, 405) else ""
+        if request.url.path.startswith("/v1/responses"):
+            hint = ": OpenAI's responses API is not served here. Use /v1/chat/completions"
+        message = f"{error.detail}{hint}. Received: {request.method} {request.url.path}"
         return JsonResponse(error_body(error.status_code, message), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
@@ -136,20 +143,32 @@ def _add_errors(app: FastAPI) -> None:
         return JsonResponse(error_body(500, "The server failed at this request."), 500)
 
 
-def _explained(error: dict) -> tuple[str, str | None]:
+def _explained(errors: Sequence[dict]) -> tuple[str, str | None]:
     """A message about the first thing that is wrong with a body, and the field's name."""
+    # Of a field of several forms, each says what is wrong: the one that was followed furthest is meant.
+    error = max(errors, key=lambda each: len(each["loc"]))
     place = [str(part) for part in error["loc"][1:]]
     param = place[0] if place and error["type"] != "json_invalid" else None
     if error["type"] == "extra_forbidden":
-        return f"Unsupported parameter: {'.'.join(place)!r}. It is not ignored: leave it out.", param
+        return f"Unsupported parameter: {_path(place)!r}. It is not ignored: leave it out.", param
     if error["type"] == "json_invalid":
-        return f"The body is no JSON: {error['ctx']['error']}", None
+        return f"The body is not JSON: {error['ctx']['error']}", None
+    if not place and error["type"] == "missing":
+        return "The body is empty. Send JSON.", None
     if isinstance(error.get("input"), bytes):
         return "Send the body as JSON, with the header `Content-Type: application/json`.", None
     message = error["msg"].removeprefix("Value error, ")
+    if not place and (named := re.match(r"`(\w+)`", message)):
+        param = named[1]
     received = repr(error.get("input"))
     received = received if len(received) <= 80 else f"{received[:80]}…"
-    return f"{f'`{param}`: ' if param else ''}{message}. Received: {received}", param
+    return f"{f'`{_path(place)}`: ' if place else ''}{message}. Received: {received}", param
+
+
+def _path(place: Sequence[str]) -> str:
+    """Where something stands in a body, without the names of the forms that were tried: `messages[0].content`."""
+    names = [part for part in place[1:] if re.fullmatch(r"[a-z_]+|\d+", part) and part not in ("str", "int", "dict")]
+    return place[0] + "".join(f"[{name}]" if name.isdigit() else f".{name}" for name in names)
 
 
 # Making tokens -----------------------------------------------------------------------------------------------
@@ -303,7 +322,7 @@ def _add_reading(app, models: Models, settings: Settings) -> None:
     @app.post("/v1/embeddings", responses=_answers("Vectors of texts."))
     async def embeddings(body: protocol.EmbeddingRequest, request: Request):
         """Turns texts into vectors."""
-        result = await ask(request, body.model, "TextEmbedder", inputs=body.inputs)
+        result = await ask(request, body.model, "TextEmbedder", inputs=body.inputs, dimensions=body.dimensions)
         vectors = result["vectors"] if body.encoding_format == "base64" else map(_floats, result["vectors"])
         rows = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
         counted = usage({"prompt_tokens": result["tokens"]})

@@ -42,7 +42,9 @@ class Gate:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if re.fullmatch(r"[\w.-]{1,128}", given, re.ASCII) else f"req-{uuid.uuid4().hex}"
         notes = scope.setdefault("state", {})["notes"] = {}
-        began, status = time.perf_counter(), 0
+        began, status, method = time.perf_counter(), 0, scope["method"]
+        if method == "HEAD":  # As GET; the server's protocol leaves out the body.
+            scope = {**scope, "method": "GET"}
 
         async def answer(message):
             nonlocal status
@@ -53,7 +55,8 @@ class Gate:
 
         try:
             self._check_key(scope["path"], headers)
-            if scope["method"] in ("POST", "PUT", "PATCH"):
+            if method in ("POST", "PUT", "PATCH"):
+                _check_encoding(headers.get(b"content-encoding", b"identity"))
                 body = await self._body(headers, receive)
                 if body is None:  # The client has gone.
                     return
@@ -71,7 +74,7 @@ class Gate:
                 "request",
                 extra={
                     "request_id": request_id,
-                    "method": scope["method"],
+                    "method": method,
                     "path": path,
                     "status": status,
                     "seconds": round(time.perf_counter() - began, 4),
@@ -121,6 +124,16 @@ class Gate:
                 code="body_too_large",
                 headers={"Connection": "close"},
             )
+
+
+def _check_encoding(encoding: bytes) -> None:
+    if encoding.lower() != b"identity":
+        raise ApiError(
+            415,
+            f"Bodies are read as they are: send it without Content-Encoding. Received: {encoding.decode('latin-1')!r}",
+            code="unsupported_encoding",
+            headers={"Connection": "close", "Accept-Encoding": "identity"},
+        )
 
 
 def _replayed(body: bytes, receive):

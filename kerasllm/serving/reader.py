@@ -36,8 +36,13 @@ class Reader:
     def info(self) -> dict:
         return {"limit": self.model.config.max_sequence_length, "adapters": []}
 
-    def embed(self, inputs: list, **_) -> dict:
+    def embed(self, inputs: list, dimensions: int | None = None, **_) -> dict:
         """Vectors of texts or of lists of token ids, as base64 of little-endian float32."""
+        width = self.model.config.hidden_dim
+        if dimensions not in (None, width):
+            raise Refused(
+                f"The model's vectors have {width} dimensions. Received: dimensions={dimensions}", "dimensions"
+            )
         vectors, count = self._rows(inputs)
         return {
             "vectors": [base64.b64encode(np.asarray(v, "<f4").tobytes()).decode() for v in vectors],

@@ -1,7 +1,10 @@
 """What the server answers, in OpenAI's shapes, made of the events of a model's process."""
 
 import json
+import math
 from collections.abc import Iterable
+
+from kerasllm.serving.errors import ApiError
 
 
 def usage(done: dict) -> dict:
@@ -14,8 +17,19 @@ def data(content: dict) -> bytes:
 
 
 def to_json(content) -> bytes:
+    """JSON in one line, for readers of lines too: many of them end one at these characters.
+
+    Raises:
+        ApiError: a number is not finite, which JSON cannot say.
+    """
+    try:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise ApiError(500, "The model computed NaN or infinity. Its weights are broken, or overflow.") from None
+    for end in "\x85\u2028\u2029":
+        text = text.replace(end, f"\\u{ord(end):04x}")
     # A lone surrogate is no UTF-8: written as an escape, which JSON has as well.
-    return json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return text.encode("utf-8", "backslashreplace")
 
 
 class Completions:
@@ -27,7 +41,6 @@ class Completions:
 
     def __init__(self, head: dict):
         self.head = {**head, "object": "text_completion"}
-        self._offsets: dict[int, int] = {}
 
     def whole(self, choices: dict[int, list[dict]], done: dict) -> dict:
         """The answer to a request that was not streamed, of all events of each choice."""
@@ -48,23 +61,19 @@ class Completions:
         return {
             "index": index,
             "text": event["text"],
-            "logprobs": self._log_probs(index, event.get("tokens")),
+            "logprobs": self._log_probs(event.get("tokens")),
             "finish_reason": event["finish"] or None,
         }
 
-    def _log_probs(self, index: int, tokens: list[dict] | None) -> dict | None:
+    @staticmethod
+    def _log_probs(tokens: list[dict] | None) -> dict | None:
         if tokens is None:
             return None
-        offsets, offset = [], self._offsets.get(index, 0)
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token["text"])
-        self._offsets[index] = offset
         return {
             "tokens": [_spelled(token) for token in tokens],
-            "token_logprobs": [token["log_prob"] for token in tokens],
+            "token_logprobs": [_finite(token["log_prob"]) for token in tokens],
             "top_logprobs": [_best(token) if token["log_prob"] is not None else None for token in tokens],
-            "text_offset": offsets,
+            "text_offset": [token["offset"] for token in tokens],
         }
 
 
@@ -111,16 +120,30 @@ def _joined(events: list[dict]) -> dict:
 
 
 def _token(token: dict) -> dict:
-    return {"token": token["text"], "logprob": token["log_prob"], "bytes": token["bytes"]}
+    return {"token": _spelled(token, ""), "logprob": _finite(token["log_prob"]), "bytes": token["bytes"]}
 
 
 def _best(token: dict) -> dict[str, float]:
-    """The alternatives with the token itself, as OpenAI lists them."""
-    return {_spelled(other): other["log_prob"] for other in [*token["top"], token]}
+    """The alternatives with the token itself, as OpenAI lists them. What is spelled like another goes by its id."""
+    best = {_spelled(token): token}
+    for other in token["top"]:
+        spelled = _spelled(other)
+        if best.setdefault(spelled, other)["id"] != other["id"]:
+            best[f"token_id:{other['id']}"] = other
+    ranked = sorted(best.items(), key=lambda item: -item[1]["log_prob"])
+    return {spelled: _finite(other["log_prob"]) for spelled, other in ranked}
 
 
-def _spelled(token: dict) -> str:
-    """A token's text; parts of a character, which have none, by their bytes."""
+def _finite(log_prob: float | None) -> float | None:
+    """OpenAI's number for what is impossible, since JSON has no infinity."""
+    return -9999.0 if log_prob == -math.inf else log_prob
+
+
+def _spelled(token: dict, prefix: str = "bytes:") -> str:
+    """A token's text; parts of a character, which have none, by their bytes, as OpenAI writes them."""
     if "\N{REPLACEMENT CHARACTER}" not in token["text"]:
         return token["text"]
-    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token["bytes"])
+    try:
+        return bytes(token["bytes"]).decode()
+    except UnicodeDecodeError:
+        return prefix + "".join(f"\\x{byte:02x}" for byte in token["bytes"])

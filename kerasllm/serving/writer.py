@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from kerasllm.chat.tokens import encode_prompt, stop_token_ids
+from kerasllm.chat.tokens import encode_prompt, stop_token_ids, template_of
 from kerasllm.generation.cache import bytes_a_slot
 from kerasllm.generation.constraints import constraints_of
 from kerasllm.generation.defaults import constraint_settings
@@ -23,6 +23,7 @@ from kerasllm.generation.sampling import Sampler
 from kerasllm.generation.scoring import prompt_log_probs
 from kerasllm.generation.structured import Grammar, token_bytes
 from kerasllm.serving.errors import Refused
+from kerasllm.serving.offsets import Offsets, starts_of
 
 SECONDS_A_PIECE = 0.03  # of a stream
 SECONDS_A_CALL = 0.2  # when nobody reads along: what a newcomer may have to wait for
@@ -31,15 +32,24 @@ ROOM = 256  # tokens that a slot has memory for at first
 
 
 class Choice:
-    """One of a request's answers, as it is made."""
+    """One of a request's answers, as it is made.
 
-    def __init__(self, index: int, request: Request, pieces: Pieces):
+    Args:
+        index: among the request's answers.
+        request: of the engine.
+        pieces: of the answer's text.
+        before: characters of the prompt, where the answer begins with it.
+    """
+
+    def __init__(self, index: int, request: Request, pieces: Pieces, before: int = 0):
         self.index, self.request, self.pieces = index, request, pieces
         self.sent, self.told = 0, False
+        self._before, self._offsets = before, Offsets()
 
     def advance(self, describe: Callable) -> dict | None:
         """What is new since the last call; `None` if nothing is."""
-        text = self.pieces.advance()
+        tokens = None if self.request.top_log_probs is None else []
+        text = self.pieces.advance() if tokens is None else "".join(self._described(describe, tokens))
         stop = min(self.pieces.read, len(self.request.new_tokens))
         finished = self.request.finished  # A stop string may just have ended it.
         if self.told or not (text or stop > self.sent or finished):
@@ -47,13 +57,19 @@ class Choice:
         if finished:
             text += self.pieces.rest()
         event = {"index": self.index, "text": text, "count": stop - self.sent, "finish": finished}
-        if self.request.top_log_probs is not None:
-            event["tokens"] = [
-                describe(self.request.new_tokens[i], self.request.log_probs[i], self.request.alternatives[i])
-                for i in range(self.sent, min(stop, len(self.request.log_probs)))
-            ]
+        if tokens is not None:
+            event["tokens"] = tokens
         self.sent, self.told = stop, bool(finished)
         return event
+
+    def _described(self, describe: Callable, tokens: list[dict]):
+        """Yields the pieces of the new tokens, and appends what is said of each."""
+        request, number, before = self.request, self.pieces.read, self.pieces.text
+        for piece in self.pieces.each():
+            token = describe(request.new_tokens[number], request.log_probs[number], request.alternatives[number])
+            tokens.append({**token, "offset": self._before + self._offsets.of(before, token["bytes"])})
+            number, before = number + 1, self.pieces.text
+            yield piece
 
 
 class Job:
@@ -63,6 +79,7 @@ class Job:
         self.id, self.adapter, self.streams = message["id"], message["adapter"], message["stream"]
         self.log_probs, self.echo, self.max_tokens = message["log_probs"], message["echo"], message["max_tokens"]
         self.prompts, self.choices = prompts, choices
+        self.texts = message.get("prompts", ())  # as they were sent
 
     @property
     def finished(self) -> bool:
@@ -138,8 +155,9 @@ class Writer:
         grammar = self._grammar(message["form"])
         seed = random.getrandbits(31) if message["seed"] is None else message["seed"]
         choices = []
-        for ids in prompts:
+        for place, ids in enumerate(prompts):
             limit = self._room(len(ids), message["max_tokens"])
+            before = len(self._said(message["prompts"][place])) if message["echo"] else 0
             for count in range(message["n"]):
                 constraints = constraints_of(size, stops, logit_bias=bias, **constraint_settings(self.model))
                 request = Request(
@@ -151,7 +169,8 @@ class Writer:
                     constraints=constraints if grammar is None else [*constraints, grammar.constraint(stops)],
                     top_log_probs=message["log_probs"],
                 )
-                choices.append(Choice(len(choices), request, Pieces(self.tokenizer, request, message["stop"])))
+                pieces = Pieces(self.tokenizer, request, message["stop"])
+                choices.append(Choice(len(choices), request, pieces, before))
         return Job(message, prompts, choices)
 
     def submit(self, job: Job) -> None:
@@ -218,18 +237,38 @@ class Writer:
         """The prompts themselves, with their log-probabilities where these are asked for."""
         events, copies = [], len(job.choices) // len(job.prompts)
         for place, ids in enumerate(job.prompts):
-            event = {"id": job.id, "text": self.tokenizer.decode(ids), "count": 0, "finish": ""}
+            event = {"id": job.id, "text": self._said(job.texts[place]), "count": 0, "finish": ""}
             if job.log_probs is not None:
                 scored = prompt_log_probs(self.engine.programs, ids, job.log_probs, self.engine.slots.length)
                 described = [self._describe(*token) for token in zip(ids[1:], *scored)]
                 event["tokens"] = [self._describe(ids[0], None, {}), *described]
+                starts = self._starts(job.texts[place], event["tokens"])
+                event["tokens"] = [{**token, "offset": at} for token, at in zip(event["tokens"], starts)]
             events += [{**event, "index": place * copies + count} for count in range(copies)]
         return events
+
+    def _said(self, prompt: str | list[int]) -> str:
+        """A prompt as text: as it was sent, whatever the tokenizer makes of it."""
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
+
+    def _starts(self, prompt: str | list[int], tokens: list[dict]) -> list[int]:
+        """Where the tokens of a prompt begin in it."""
+        if isinstance(prompt, str):
+            return starts_of(self.tokenizer.encode_with_offsets(prompt)[1], tokens) or [0]  # of the end token, if empty
+        request = Request([], len(prompt), Sampler(), new_tokens=prompt)
+        pieces, offsets, before, starts = Pieces(self.tokenizer, request), Offsets(), "", []
+        for token, _ in zip(tokens, pieces.each()):
+            starts.append(offsets.of(before, token["bytes"]))
+            before = pieces.text
+        return starts or [0]
 
     def _prompts(self, message) -> list[list[int]]:
         if "messages" in message:
             if self.has_encoder:
                 raise Refused("This model has an encoder, and no conversations. Use /v1/completions.", "model")
+            has_calls = any("tool_calls" in said for said in message["messages"])
+            if has_calls and "tool_calls" not in template_of(self.tokenizer):
+                raise Refused("The model's chat template does not write `tool_calls`: leave them out.", "messages")
             return [encode_prompt(self.tokenizer, message["messages"])]
         encode = self.model.encode_source if self.has_encoder else self.tokenizer.encode
         prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in message["prompts"]]
@@ -278,7 +317,7 @@ class Writer:
     def _spelled(self, token: int) -> dict:
         text = self.tokenizer.decode([token])
         spelled = self._bytes[token] if token < len(self._bytes) else None
-        return {"text": text, "bytes": list(text.encode() if spelled is None else spelled)}
+        return {"id": token, "text": text, "bytes": list(text.encode() if spelled is None else spelled)}
 
     @functools.cached_property
     def _bytes(self) -> list[bytes | None]:

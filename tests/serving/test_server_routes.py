@@ -7,35 +7,16 @@ import keras
 import numpy as np
 import openai
 import pytest
-from served import END, FORBID_END, KEY, Server, write_causal
-from tiny_bert import TEXTS, TOKENIZER, config
+from served import END, FORBID_END, KEY
+from tiny_bert import TEXTS
 
-from kerasllm import CausalLM, MaskedLM, TextClassifier, TextEmbedder
+from kerasllm import CausalLM
 from kerasllm.tuning import LoRA
 
 pytestmark = pytest.mark.one_backend
 
 PROMPT = {"prompt": "To be,", "max_tokens": 12, "temperature": 0, "logit_bias": FORBID_END}
 PLAIN, GREEDY = "tiny", {"strip_prompt": True, "logit_bias": {END: -100.0}}
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
-def models(directory):
-    """The models themselves, by the names they are served under."""
-    write_causal(directory / PLAIN, length=4096)
-    made = {
-        "vectors": TextEmbedder(config(), TOKENIZER),
-        "kinds": TextClassifier(config(), TOKENIZER, labels=["sad", "glad", "so"]),
-        "masks": MaskedLM(config(), TOKENIZER),
-    }
-    for name, model in made.items():
-        model.save_to_preset(directory / name)
-    return made | {PLAIN: CausalLM.from_preset(directory / PLAIN)}
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +32,6 @@ def adapters(directory, models):
         said[name] = model.generate("To be,", 12, **GREEDY)
     assert len({*said.values(), models[PLAIN].generate("To be,", 12, **GREEDY)}) == 3
     return said
-
-
-@pytest.fixture(scope="module")
-def server(directory, models):
-    server = Server([directory / name for name in (PLAIN, "vectors", "kinds", "masks")], "--timeout", "5").wait()
-    yield server
-    code, log = server.stop()
-    assert code == 0, log
 
 
 def ask(server, path, status=200, **body):
