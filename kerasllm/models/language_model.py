@@ -32,6 +32,7 @@ from kerasllm.tuning.mixin import Adaptable
 # What a subclass of the user's may do anew so that the default loss has to be of the logits that the model returns.
 LOGITS_PATH = ("call", "logits", "compute_loss", "compute_metrics")
 
+
 class LanguageModel(Doors, Quantizable, Adaptable, KerasFiles, keras.Model):
     """A Transformer with a task. Not used by itself: see `CausalLM`, `MaskedLM`, `Seq2SeqLM`.
 
