@@ -40,8 +40,8 @@ def _check_torch(model, door):
             "The model has been sharded (fully_shard), and Keras would train the weights that it had before: nothing "
             "would be shared. Train it on one device, or on the JAX backend with keras.distribution.ModelParallel."
         )
-    own = {id(variable.value) for variable in model.variables}
-    if any(id(parameter) not in own for parameter in model.parameters()):
+    parameters = {id(parameter) for parameter in model.parameters()}  # Those of a deleted adapter may still be there.
+    if parameters and not any(id(variable.value) in parameters for variable in model.variables):
         raise ValueError(
             "Parameters of the model have been replaced, as FullyShardedDataParallel does, and Keras would train the "
             "weights that it had before. Train it on one device, or on the JAX backend with keras.distribution."
