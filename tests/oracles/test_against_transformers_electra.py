@@ -117,7 +117,7 @@ def test_what_we_save_transformers_opens(tmp_path):
         found = ops.convert_to_numpy(variables_by_path(again)[path].value)
         np.testing.assert_array_equal(found, ops.convert_to_numpy(variable.value), err_msg=path)
     compare_weights(again.transformer, TextEmbedder.from_preset(tmp_path).transformer)
-    with pytest.warns(UserWarning, match=r"classifier\.kernel.*start new"):
+    with pytest.warns(UserWarning, match=r"classifier\.dense\.weight.*start new"):
         TextClassifier.from_preset(tmp_path)
 
 
