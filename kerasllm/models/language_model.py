@@ -405,11 +405,17 @@ class LanguageModel(Quantizable, Adaptable, KerasFiles, keras.Model):
     def save_to_preset(self, directory, max_shard_bytes: int = 5_000_000_000) -> None:
         """Writes a Hugging Face directory: config.json, model.safetensors, tokenizer files; whole or not at all.
 
-        Of a model with adapters it is the base, with those that are merged; see `save_adapter` for the others.
+        What is opened again answers as the model does now, with its options and tokenizer. What belongs to training is
+        in `save`'s .keras files: the optimizer, what is frozen, masks of pruning. LoRAs of Keras's own are added to the
+        weights, and so are adapters by `merge`.
 
         Args:
             directory: where to; it is made if it is not there.
             max_shard_bytes: weights larger than this are written to several files, with an index.
+
+        Raises:
+            ValueError: an adapter is active beside the weights (see `save_adapter`), or they are rounded in training
+                for quantization.
         """
         from kerasllm.interop.presets import save_to_preset
 
