@@ -26,8 +26,8 @@ def quantization_aware(
     """From now on the model computes with its weights as `quantize` would round them; training changes the weights
     underneath, as if rounding were not there.
 
-    Train it with `fit`, then call `model.quantize` with the same arguments: it computes what it did. What is saved in
-    between are the weights underneath.
+    Train it with `fit`, then call `model.quantize` with the same arguments: it computes what it did. A .keras file
+    has all of it in between; `save_to_preset` refuses until then, for it would save the weights underneath.
 
     Args:
         model: one of ours, with float weights and without adapters.

@@ -406,10 +406,12 @@ class LanguageModel(Doors, Quantizable, Adaptable, KerasFiles, keras.Model):
         """Texts or arrays, with what is known of their targets, as batches to train on."""
         raise NotImplementedError
 
+    one_text = staticmethod(single)  # or an error, where it is several
+
     def trace(self, text) -> Trace:
         """Runs a text (or token ids) through the explicit attention path and returns a `Trace`."""
         self.sync_weights()
-        inputs = self.as_inputs([single(text)])
+        inputs = self.as_inputs([self.one_text(text)])
         ids = [int(i) for i in inputs["token_ids"][0]]
         tokens = [self.tokenizer.id_to_token(i) if self.tokenizer else str(i) for i in ids]
         with no_gradient():
@@ -440,14 +442,17 @@ class LanguageModel(Doors, Quantizable, Adaptable, KerasFiles, keras.Model):
     def save_to_preset(self, directory, max_shard_bytes: int = 5_000_000_000) -> None:
         """Writes a Hugging Face directory: config.json, model.safetensors, tokenizer files; whole or not at all.
 
-        Of a model with adapters it is the base, with those that are merged; see `save_adapter` for the others.
+        What is opened again answers as the model does now, with its options and tokenizer. What belongs to training is
+        in `save`'s .keras files: the optimizer, what is frozen, masks of pruning. LoRAs of Keras's own are added to the
+        weights, and so are adapters by `merge`.
 
         Args:
             directory: where to; it is made if it is not there.
             max_shard_bytes: weights larger than this are written to several files, with an index.
 
         Raises:
-            ValueError: a file is in the way, or another process writes into the directory.
+            ValueError: a file is in the way, or another process writes into the directory; an adapter is active beside
+                the weights (see `save_adapter`), or they are rounded in training for quantization.
             OSError: it cannot be written.
         """
         from kerasllm.interop.presets import save_to_preset

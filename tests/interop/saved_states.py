@@ -252,14 +252,14 @@ def fit(model, callback):
     model.fit(inputs_of(model), batch_size=4, verbose=0, callbacks=[callback])
 
 
-WAYS = {
-    "save_to_preset": by_preset,
-    "save(….keras)": by_keras,
+WAYS = {"save_to_preset": by_preset, "save(….keras)": by_keras}
+WEIGHTS_OR_COPIES = {
     "save_weights": by_weights,
     "clone_model": by_clone,
+    "get_config": by_config,
+    "pickle": by_pickle,
+    "deepcopy": by_deepcopy,
 }
-# By what is above.
-COPIES = {"get_config": by_config, "pickle": by_pickle, "deepcopy": by_deepcopy}
 TRAINING_WAYS = {
     "ModelCheckpoint": by_model_checkpoint,
     "ModelCheckpoint(save_weights_only=True)": by_weights_checkpoint,
@@ -314,6 +314,7 @@ def refusal(state: str, way: str) -> str | None:
     return next((says for (states, ways), says in REFUSALS.items() if state in states and way in ways), None)
 
 
+ATTRIBUTES = ("cache_dtype",)  # of a model, that are no arguments of its constructor
 NOT_OPTIONS = ("name", "dtype", "tokenizer", "structure")
 ROLES = ("start", "end", "pad", "mask", "unk")
 OF_A_TOKENIZER = ("fingerprint", "chat_template", *(f"{role}_token_id" for role in ROLES))
@@ -327,7 +328,7 @@ def facts(model) -> dict:
     found = {
         "answers": [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(model(inputs_of(model)))],
         "options": {name: value for name, value in config.items() if name not in NOT_OPTIONS},
-        "cache_dtype": model.cache_dtype,
+        **{name: getattr(model, name) for name in ATTRIBUTES},
         "tokenizer": model.tokenizer and {name: getattr(model.tokenizer, name) for name in OF_A_TOKENIZER},
         "adapters": model.adapters,
         "active": state and {name: each.amount for name, each in state.all.items()},
@@ -356,7 +357,7 @@ def training(model) -> dict:
     }
 
 
-OF_ANSWERS = ("answers", "options", "cache_dtype", "tokenizer")
+OF_ANSWERS = ("answers", "options", "tokenizer", *ATTRIBUTES)
 OF_TRAINING = ("compiled", "optimizer", "decayed", "rates", "optimizer's variables", "loss")
 
 
