@@ -21,13 +21,15 @@ def closed(tokenizer: RustTokenizer) -> RustTokenizer:
     Returns:
         A tokenizer of the same ids, in whose search the text of a special token is not normalized.
     """
-    description = json.loads(tokenizer.to_str())
-    special = set()
-    for token in description["added_tokens"]:
-        if token["special"]:
+    text = tokenizer.to_str()
+    description = json.loads(text)
+    tokens = [token for token in description["added_tokens"] if token["special"]]
+    special = {token["content"] for token in tokens}
+    if any(token["normalized"] for token in tokens):
+        for token in tokens:
             token["normalized"] = False
-            special.add(token["content"])
-    copy = RustTokenizer.from_str(json.dumps(description))
+        text = json.dumps(description)
+    copy = RustTokenizer.from_str(text)
     model = description["model"]
     if special:
         copy.model = _MODELS[model.pop("type")](model, special)

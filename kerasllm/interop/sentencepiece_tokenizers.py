@@ -38,10 +38,14 @@ def read_sentencepiece(path: Path, config: dict) -> tuple[RustTokenizer, list[st
     model = read_model(path)
     tokenizer = _unigram(path, model, config) if model.model_type == UNIGRAM else _bpe(path, model)
     tokenizer.add_special_tokens([piece.text for piece in model.pieces if piece.kind in (CONTROL, UNKNOWN)])
-    if model.model_type == UNIGRAM:
+    if _is_t5(path):
         return tokenizer, [], ["</s>"]
     starts = [_named(config, "bos_token", "<s>")] if config.get("add_bos_token", True) else []
     return tokenizer, starts, [_named(config, "eos_token", "</s>")] if config.get("add_eos_token", False) else []
+
+
+def _is_t5(path: Path) -> bool:
+    return path.name == "spiece.model"
 
 
 def _named(config: dict, role: str, usual: str) -> str:
@@ -50,8 +54,8 @@ def _named(config: dict, role: str, usual: str) -> str:
 
 
 def _unigram(path: Path, model: Model, config: dict) -> RustTokenizer:
-    """T5's: a hundred sentinels follow the pieces."""
-    extra = config.get("extra_ids", 100)
+    """T5's, where a hundred sentinels follow the pieces, and others."""
+    extra = config.get("extra_ids", 100 if _is_t5(path) else 0)
     if not isinstance(extra, int) or not 0 <= extra <= MAX_EXTRA_IDS:
         raise ValueError(f"extra_ids in tokenizer_config.json must be at most {MAX_EXTRA_IDS}. Received: {extra!r}")
     # An empty piece matches nothing, as what is unused must not.
