@@ -21,7 +21,8 @@ def check_eager() -> None:
     if backend == "jax":
         import jax
 
-        inside = None if jax.core.trace_state_clean() else "jax.jit or another transformation"
+        traced = isinstance(jax.numpy.zeros(()), jax.core.Tracer)
+        inside = "jax.jit or another transformation" if traced else None
     elif backend == "tensorflow":
         import tensorflow as tf
 
