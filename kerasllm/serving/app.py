@@ -138,10 +138,6 @@ def _add_errors(app: FastAPI) -> None:
         message = f"{error.detail}{hint}. Received: {request.method} {request.url.path}"
         return JsonResponse(error_body(error.status_code, message), error.status_code, error.headers)
 
-    @app.exception_handler(Exception)
-    async def unforeseen(_, error: Exception):
-        return JsonResponse(error_body(500, "The server failed at this request."), 500)
-
 
 def _explained(errors: Sequence[dict]) -> tuple[str, str | None]:
     """A message about the first thing that is wrong with a body, and the field's name."""

@@ -66,6 +66,11 @@ class Gate:
             await self.app(scope, receive, answer)
         except ApiError as error:
             await _refuse(error, answer)
+        except Exception:  # Answered here, so that a page may read that, too.
+            logger.exception("failed", extra={"request_id": request_id})
+            if status:  # The answer has begun: the connection is cut.
+                raise
+            await _refuse(ApiError(500, "The server failed at this request."), answer)
         finally:
             route = scope.get("route")
             path = getattr(route, "path", "unknown")  # A path of the client's own would be a label without bounds.

@@ -268,7 +268,7 @@ class ChatRequest(Sampling):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("`top_logprobs` must come with logprobs=true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("`max_tokens` is the old name of `max_completion_tokens`: give one of them")
+            raise ValueError("`max_completion_tokens` is the new name of `max_tokens`: give one of them")
         return self
 
 

@@ -7,12 +7,12 @@ from tiny_bert import TOKENIZER, config
 PLAIN = "tiny"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def models(directory):
     """The models themselves, by the names they are served under."""
     from kerasllm import CausalLM, MaskedLM, TextClassifier, TextEmbedder
@@ -28,10 +28,10 @@ def models(directory):
     return made | {PLAIN: CausalLM.from_preset(directory / PLAIN)}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(directory, models):
     directories = [directory / name for name in (PLAIN, "vectors", "kinds", "masks")]
-    server = Server(directories, "--timeout", "5", "--cors-origin", "https://page.example").wait()
+    server = Server(directories).wait()
     yield server
     code, log = server.stop()
     assert code == 0, log

@@ -263,6 +263,9 @@ def test_a_model_that_hangs_is_ended(directory):
         os.kill(hanging, signal.SIGSTOP)
         await asyncio.sleep(1.7)  # Nobody asks for anything: that it is silent means nothing.
         assert process.pid == hanging and process.ready
+        with pytest.raises(ApiError, match="longer than it may") as late:
+            await process.call("tokenize", seconds=0.1, text="ab")
+        assert (late.value.status, late.value.code, process.pending) == (504, "timeout", 0)
         with pytest.raises(ApiError, match="Try again") as raised:
             await process.call("tokenize", text="ab")
         assert raised.value.status == 503

@@ -1,4 +1,4 @@
-"""Answers of every route of one server of several models: vectors, labels, masks, tokens, adapters, the time limit."""
+"""Answers of every route of one server of several models: vectors, labels, masks, tokens, adapters."""
 
 import base64
 import concurrent.futures
@@ -140,14 +140,3 @@ def test_a_body_that_is_not_said_to_be_json_is_told_so(server):
     answer = server.http.post("/v1/completions", content=b'{"model": "tiny", "prompt": "a"}')
     assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
     assert "/v1/fill-mask" in ask(server, "/v1/completions", 400, model="masks", prompt="a")["message"]
-
-
-def test_a_request_that_takes_too_long_is_ended(server):
-    for engine in server.engines:
-        engine.suspend()
-    error = ask(server, "/v1/completions", 504, model=PLAIN, **PROMPT)
-    for engine in server.engines:
-        engine.resume()
-    assert (error["type"], error["code"]) == ("timeout_error", "timeout")
-    server.until_idle(PLAIN)
-    ask(server, "/v1/completions", model=PLAIN, **PROMPT)
