@@ -52,6 +52,7 @@ class TokenClassifier(LanguageModel):
 
     input_keys = ("token_ids", "padding_mask", "segment_ids", "document_ids", "positions")
     predicts_tokens = False
+    one_text = staticmethod(lambda text: text)  # A list of words is one text here.
 
     def __init__(
         self,
