@@ -264,7 +264,7 @@ def stored_weights(model, directory: Path) -> dict[str, np.ndarray]:
     tensors = {family.standard_name(name): tensor for name, tensor in find_tensors(directory).items()}
     variables, stored = variables_by_path(model), {}
     config = model.transformer.config
-    for name, paths in {**family.tensors(config), **head_table(family, task, config)}.items():
+    for name, paths in {**family.tensors(config), **head_table(family, task, config, model.get_config())}.items():
         start = 0
         for path in paths if name in tensors else ():
             mapped, variable = tensors[name].read(), variables[_plain(path)]

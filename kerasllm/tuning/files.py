@@ -98,7 +98,7 @@ def _config(directory) -> dict:
     for file in (CONFIG, WEIGHTS):
         if not (directory / file).is_file():
             raise FileNotFoundError(
-                f"{str(directory)!r} is no adapter's directory: it has no {file}.{_hint(directory)}"
+                f"{str(directory)!r} is not an adapter's directory: it has no {file}.{_hint(directory)}"
             )
     return read_json(directory / CONFIG, MAX_CONFIG_BYTES)
 
