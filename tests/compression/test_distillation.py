@@ -183,3 +183,15 @@ def test_teachers_of_others_are_refused():
         student_from(teacher, [1])
     with pytest.raises(ValueError, match="room for 13 after the longest"):
         written_rows(teacher, [[1, 2]], 14)
+
+
+@pytest.mark.one_backend
+def test_every_door_may_be_the_first():
+    teacher = CausalLM(TransformerConfig(16, 8, num_layers=2, num_heads=2, hidden_dim=8))
+    rows = np.random.default_rng(0).integers(0, 16, (4, 7))
+    for first in ("evaluate", "test_on_batch", "train_on_batch"):
+        distiller = Distiller(student_from(teacher, num_layers=1), teacher)
+        distiller.compile("adamw")
+        getattr(distiller, first)(rows)
+        assert np.isfinite(distiller.fit(rows, None, 4, 1, 0).history["loss"]).all()
+    assert all(variable.trainable for variable in teacher.transformer.embedding.tokens.variables)
