@@ -187,7 +187,7 @@ def test_teachers_of_others_are_refused():
 
 @pytest.mark.one_backend
 def test_every_door_may_be_the_first():
-    teacher = CausalLM(TransformerConfig(16, 8, num_layers=2, num_heads=2, hidden_dim=8))
+    teacher = kerasllm.CausalLM(kerasllm.TransformerConfig(16, 8, num_layers=2, num_heads=2, hidden_dim=8))
     rows = np.random.default_rng(0).integers(0, 16, (4, 7))
     for first in ("evaluate", "test_on_batch", "train_on_batch"):
         distiller = Distiller(student_from(teacher, num_layers=1), teacher)
