@@ -102,6 +102,9 @@ class Distiller(LanguageModel):
     def as_data(self, *arguments, **options):
         return self.student.as_data(*arguments, **options)
 
+    def row_data(self, *arguments):
+        return self.student.row_data(*arguments)
+
     def default_metrics(self):
         return self.student.default_metrics()
 

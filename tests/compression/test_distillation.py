@@ -196,3 +196,15 @@ def test_a_distiller_is_saved_while_it_trains(tmp_path):
     np.testing.assert_allclose(numpy(again.teacher(ROWS)), numpy(teacher(ROWS)), atol=1e-6)
     losses = [each.fit(ROWS, verbose=0, shuffle=False).history["loss"] for each in (distiller, again)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.one_backend
+def test_every_door_may_be_the_first():
+    teacher = kerasllm.CausalLM(kerasllm.TransformerConfig(16, 8, num_layers=2, num_heads=2, hidden_dim=8))
+    rows = np.random.default_rng(0).integers(0, 16, (4, 7))
+    for first in ("evaluate", "test_on_batch", "train_on_batch"):
+        distiller = Distiller(student_from(teacher, num_layers=1), teacher)
+        distiller.compile("adamw")
+        getattr(distiller, first)(rows)
+        assert np.isfinite(distiller.fit(rows, None, 4, 1, 0).history["loss"]).all()
+    assert all(variable.trainable for variable in teacher.transformer.embedding.tokens.variables)

@@ -257,7 +257,7 @@ def test_texts_in_every_wrapping(tokenizer):
     import tensorflow as tf
 
     model = CausalLM(Config(tokenizer.vocabulary_size, 16, **SIZES), tokenizer)
-    model.compile(keras.optimizers.SGD(0.0), jit_compile=False, run_eagerly=True)
+    model.compile(keras.optimizers.SGD(0.0), jit_compile=XLA)
     wanted = model.evaluate(TEXTS, verbose=0)
     endless = tf.data.Dataset.from_tensor_slices(TEXTS * 20).shuffle(4).repeat()
     for texts in (
