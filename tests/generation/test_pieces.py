@@ -83,3 +83,13 @@ def test_a_stop_string_is_found_where_texts_are_put_together():
         text, pieces = pieces_of(tokenizer, [0], tokens, draw, [stop])
         assert text == TEXT[: TEXT.index(stop)] and pieces.ended
         assert tokenizer.decode(pieces.request.new_tokens) == TEXT[: TEXT.index(stop) + len(stop)]
+
+
+def test_half_a_character_is_no_stop_string():
+    tokenizer, text = tokenizer_of("byte"), "a 🙂 b"
+    for stop, expected in ((REPLACEMENT, text), ("🙂", "a "), (" b", "a 🙂")):
+        made, pieces = pieces_of(tokenizer, [0], tokenizer.encode(text), random.Random(0), [stop])
+        assert made == expected and pieces.ended == (expected != text)
+    broken = [*tokenizer.encode("a "), tokenizer.encode("🙂")[0], *tokenizer.encode(" b")]
+    made, pieces = pieces_of(tokenizer, [0], broken, random.Random(0), [REPLACEMENT])
+    assert made == "a " and pieces.ended  # a character that is never whole is one

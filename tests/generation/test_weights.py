@@ -8,6 +8,7 @@ import pytest
 
 from kerasllm import CausalLM, Seq2SeqLM, Tokenizer, TransformerConfig
 from kerasllm.chat.session import Chat
+from kerasllm.generation.constraints import Suppress
 from kerasllm.generation.contrastive import ContrastiveDecoding
 from kerasllm.generation.drafts import Drafts
 from kerasllm.generation.engine import Engine
@@ -260,7 +261,8 @@ def test_one_request_that_breaks_is_not_the_others():
     untied = CausalLM(model.config.replace(tie_embeddings=False))
     untied.transformer.embedding.tokens.weights[0].assign(table)
     engine = Engine(untied, slots=2)
-    broken, whole = engine.submit(Request([29, 3], 4, GREEDY)), engine.submit(Request([3, 4], 4, GREEDY))
+    broken = engine.submit(Request([29, 3], 4, GREEDY))
+    whole = engine.submit(Request([3, 4], 4, GREEDY, constraints=[Suppress([29])]))
     while not (broken.finished and whole.finished):
         engine.step()
     assert broken.finished == "error" and "not numbers" in str(broken.error)

@@ -1,6 +1,5 @@
 """Every format, from every backend: the same answers as the model, or an error that says what to do."""
 
-import json
 import re
 from pathlib import Path
 
@@ -210,15 +209,3 @@ def test_the_command_exports_a_saved_model(tmp_path):
     assert run("--format", "onnx", "--overwrite").exit_code == 0
     unknown = run("--format", "pickle")
     assert unknown.exit_code == 2 and "litert" in re.sub(r"\s+", " ", unknown.output)
-
-
-@pytest.mark.one_backend
-def test_rows_end_where_the_directory_says(tmp_path, monkeypatch):
-    from kerasllm.serving.export import export_saved
-
-    told = {}
-    monkeypatch.setitem(FORMATS, "tf_saved_model", lambda model, aside, directory, **options: told.update(options))
-    for number, ends in enumerate((None, 3, [3, 5])):
-        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-        export_saved(tiny(), tmp_path, tmp_path / str(number))
-        assert told["stop_token_ids"] == ([3] if ends == 3 else ends)
