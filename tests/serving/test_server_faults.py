@@ -73,7 +73,7 @@ def check_served(server):
         (400, {"max_tokens": "8"}, "max_tokens"),
         (400, {"temperature": True}, "temperature"),
         (400, {"max_tokens": 4092}, "4096"),
-        (400, {"best_of": 3}, "Unsupported parameter: 'best_of'"),
+        (400, {"bestof": 3}, "Unsupported parameter: 'bestof'"),
         (400, {"n": 129}, "128"),
         (400, {"stop": ["x"] * 17}, "stop"),
         (400, {"logit_bias": {"300": 1}}, "vocabulary of 257"),

@@ -9,6 +9,7 @@ from tiny_bert import SIZES, TEXTS, TOKENIZER, config
 
 from kerasllm import CausalLM, MaskedLM, Seq2SeqLM, TextClassifier, TextEmbedder, Tokenizer, TransformerConfig
 from kerasllm.serving.errors import Refused
+from kerasllm.serving.protocol import Message
 from kerasllm.serving.reader import Reader
 from kerasllm.serving.worker import Worker, task_in
 from kerasllm.serving.writer import Writer
@@ -172,3 +173,19 @@ def test_readers_answer_as_their_models_do(tmp_path):
     for model, task in ((classifier, "TextClassifier"), (embedder, "TextEmbedder"), (masked, "MaskedLM")):
         model.save_to_preset(tmp_path / task)
         assert task_in(tmp_path / task) == task
+
+
+def test_calls_of_tools_are_read_by_a_template_that_writes_them():
+    call = {"id": "7", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    said = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "3", "tool_call_id": "7"}]
+    messages = [Message.model_validate(each).plain for each in said]
+    tokenizer = Tokenizer.train("a", kind="byte", special_tokens=["</s>"])
+    writer = Writer(CausalLM(TransformerConfig(tokenizer.vocabulary_size, 128, **SIZES), tokenizer), slots=1)
+    with pytest.raises(Refused, match="tool_calls"):
+        writer.prepare(asked(1, messages=messages))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments.a + 1 }}"
+        "{% endfor %}{{ m.tool_call_id }}{{ m.content }};{% endfor %}"
+    )
+    [prompt] = writer.prepare(asked(2, messages=messages)).prompts
+    assert tokenizer.decode(prompt) == "add2;73;"
