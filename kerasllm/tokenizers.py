@@ -418,8 +418,7 @@ class Tokenizer:
         start = self._role_id("bos_token")
         if start is None or "cls_token" in self._roles:
             return []
-        framed, plain = (self._tokenizer.encode("a", add_special_tokens=added).ids[:1] for added in (True, False))
-        return [start] if framed == [start] != plain else []
+        return [start] if self.template_ids("a")[0] == [start] else []
 
     @property
     def end_token_id(self) -> int | None:

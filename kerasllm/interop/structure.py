@@ -15,20 +15,12 @@ from kerasllm.compression.pruning import Zeros
 from kerasllm.compression.quantized_files import describe as describe_quantization
 from kerasllm.compression.quantized_files import quick_collections, read_section, section_of
 from kerasllm.compression.schemes import make_shell, quantizable_layers
-from kerasllm.tuning.bottleneck import Bottleneck
+from kerasllm.tuning.files import METHODS
 from kerasllm.tuning.forgetting import describe_anchor, restore_anchor
 from kerasllm.tuning.freezing import keep_frozen, kept_frozen
-from kerasllm.tuning.lora import LoRA
 from kerasllm.tuning.model_adapters import add_adapter, state_of, train_adapter
-from kerasllm.tuning.prompts import PrefixTuning, PromptTuning, PTuning
 from kerasllm.tuning.settings import Settings
 from kerasllm.tuning.targets import named_layers
-from kerasllm.tuning.vectors import IA3, BitFit, LayerNormTuning
-
-METHODS = {
-    method.__name__: method
-    for method in (LoRA, IA3, Bottleneck, BitFit, LayerNormTuning, PromptTuning, PTuning, PrefixTuning)
-}
 
 
 def describe(model) -> dict:
