@@ -108,12 +108,15 @@ class Doors:
             self._batches_drawn += 1  # What is hidden or drawn is another each time.
             batch = read_batch(self, x, y, sample_weight, class_weight, training=True, draw=self._batches_drawn)
             self._build_optimizer()
+            self._set_static_batch(None)
             return super().train_on_batch(*batch, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """Keras's `test_on_batch`, of all that `evaluate` takes as rows: strings, lists, arrays."""
         with self.door("test_on_batch"):
-            return super().test_on_batch(*read_batch(self, x, y, sample_weight), return_dict=return_dict)
+            batch = read_batch(self, x, y, sample_weight)
+            self._set_static_batch(None)
+            return super().test_on_batch(*batch, return_dict=return_dict)
 
     def predict_on_batch(self, x):
         """Keras's `predict_on_batch`, of all that `predict` takes as rows: strings, lists, arrays."""
