@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import fcntl
 import math
-import sys
-import termios
+import socket
+import struct
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -28,7 +27,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport):
         super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # `pause_writing` then means that anything is not taken.
+        # `pause_writing` then means that something is not taken. (With 0, asyncio's TLS would pause without anything.)
+        transport.set_write_buffer_limits(high=1, low=0)
         self._head = self.loop.call_later(self.patience, transport.abort)
 
     def data_received(self, data):
@@ -44,7 +44,7 @@ class Connection(H11Protocol):
 
     def pause_writing(self):
         super().pause_writing()
-        self._look(math.inf)
+        self._look(-math.inf)
 
     def resume_writing(self):
         self._unread = _cancelled(self._unread)
@@ -52,18 +52,20 @@ class Connection(H11Protocol):
 
     def _look(self, before: float) -> None:
         """Cuts the connection if it has taken nothing since the last look."""
-        left = self.transport.get_write_buffer_size() + _queued(self.transport.get_extra_info("socket"))
-        if left >= before:
+        taken = _taken(self.transport)
+        if taken <= before:
             self.transport.abort()
         else:
-            self._unread = self.loop.call_later(self.patience / 2, self._look, left)
+            self._unread = self.loop.call_later(self.patience / 2, self._look, taken)
 
 
-def _queued(socket) -> int:
-    """Bytes that the system holds for a client, where it says so: megabytes, which a slow one takes minutes for."""
-    with contextlib.suppress(OSError):
-        return int.from_bytes(fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    return 0
+def _taken(transport) -> int:
+    """How much a client has taken: bytes it has acknowledged, where the system says so, as Linux does. The buffers of
+    asyncio alone do not tell: the system's own hold megabytes, which a slow client takes minutes for."""
+    with contextlib.suppress(OSError, AttributeError, struct.error):
+        info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        return struct.unpack_from("=Q", info, 120)[0]  # tcpi_bytes_acked
+    return -transport.get_write_buffer_size()
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> None:

@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 import functools
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -43,11 +46,12 @@ class Scribe(ModelProcess):
 
 
 @contextlib.contextmanager
-def served(patience=PATIENCE):
+def served(patience=PATIENCE, **options):
     """A server that waits so many seconds for its clients: its port and its model's process. It must end in time."""
     process = Scribe("scribe")
     app = make_app(Models([process]), Settings(patience=patience))
-    server = uvicorn.Server(uvicorn.Config(app, http=functools.partial(Connection, patience=patience), log_config=None))
+    http = functools.partial(Connection, patience=patience)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, log_config=None, **options))
     sockets = listen("127.0.0.1", 0)
     port = sockets[0].getsockname()[1]
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
@@ -75,12 +79,28 @@ def request(tokens, stream) -> bytes:
 STREAMED, WHOLE = request(MANY, stream=True), request(400, stream=False)
 
 
-def connect(port, sent: bytes) -> socket.socket:
+def connect(port, sent: bytes, tls=False) -> socket.socket:
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(("127.0.0.1", port))
+    if tls:
+        connection = ssl._create_unverified_context().wrap_socket(connection)
     connection.sendall(sent)
     return connection
+
+
+@pytest.fixture(scope="module", params=["plain", "TLS"])
+def tls(request, tmp_path_factory):
+    """uvicorn's options for TLS with a certificate of a minute ago, or none."""
+    if request.param == "plain":
+        return {}
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    key, certificate = (tmp_path_factory.mktemp("tls") / name for name in ("key.pem", "certificate.pem"))
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
+    command = ["openssl", "req", "-x509", *new, "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    return {"ssl_keyfile": key, "ssl_certfile": certificate}
 
 
 # What a client sends, and how many bytes it reads each tenth of a second.
@@ -123,9 +143,9 @@ def test_a_client_that_leaves_or_half_closes_keeps_no_slot():
         half.close()
 
 
-def test_a_client_that_is_slow_but_goes_on_gets_its_whole_answer():
-    with served(patience=2.0) as (port, _, _):
-        client = connect(port, WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+def test_a_client_that_is_slow_but_goes_on_gets_its_whole_answer(tls):
+    with served(patience=2.0, **tls) as (port, _, _):
+        client = connect(port, WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), tls)
         size = 0
         for _ in range(150):  # Of a few KiB each: so slowly that what the system holds alone would take seconds.
             size += len(client.recv(2**18))
