@@ -12,14 +12,16 @@ for folder in ("", "interop", "serving", "tuning"):
 
 INTRODUCTION = """# Compatibility
 
-What kerasllm reads and writes, from and to which tools. **Equal** means that a test computes the same with the tool itself; what
-is not understood completely is **refused** with an error that names it. This page is made from the tables of those tests by
-`python tests/compatibility.py`, and a test fails when it is out of date. [export.md](export.md) has the formats for other programs.
+What kerasllm reads and writes, from and to which tools. **Equal** means that a test computes the same with the tool
+itself; what is not understood completely is **refused** with an error that names it. This page is made from the
+tables of those tests by `python tests/compatibility.py`, and a test fails when it is out of date.
+[export.md](export.md) has the formats for other programs.
 """
 DIRECTORIES = """## Model directories of transformers
 
-GPT-2, Llama, BERT, ELECTRA and T5, in and out. Any other `model_type` is refused by name, and so is a key of config.json that
-changes the network and is not understood. Logits (or vectors) are compared with transformers' own within 1e-4 of the largest.
+GPT-2, Llama, BERT, ELECTRA and T5, in and out. Any other `model_type` is refused by name, and so is a key of
+config.json that changes the network and is not understood. Logits (or vectors) are compared with transformers' own
+within 1e-4 of the largest.
 """
 ADAPTERS = """## Adapters of peft
 
@@ -27,18 +29,19 @@ Logits are compared with transformers and peft; what is saved again opens in pef
 """
 TOKENIZERS = """## Tokenizers
 
-Ids are compared with the format's own library on 2,000 odd texts. GGUF has a vocabulary where llama.cpp gives the same ids, else
-none, and says so; a SavedModel reads text where TensorFlow's graph gives the same ids.
+Ids are compared with the format's own library on 2,000 odd texts. GGUF has a vocabulary where llama.cpp gives the
+same ids, else none, and says so; a SavedModel reads text where TensorFlow's graph gives the same ids.
 """
 SAVING = """## What comes back
 
-"kept": all of it, with the optimizer; "answers": what the model answers and its options, as a preset has no training state;
-"in the weights": merged into them; "refused": with a sentence that says what to do instead. Adapters are saved beside a model by `save_adapter`.
+"kept": all of it, with the optimizer; "answers": what the model answers and its options, as a preset has no
+training state; "in the weights": merged into them; "refused": with a sentence that says what to do instead.
+Adapters are saved beside a model by `save_adapter`.
 """
 CLIENTS = """## OpenAI's clients
 
-Keys of requests to `kerasllm serve`. "harmless": accepted, and the answer is the same; "refused": a 400 that names the key, for
-the values in brackets.
+Keys of requests to `kerasllm serve`. "harmless": accepted, and the answer is the same; "refused": a 400 that names
+the key, for the values in brackets.
 """
 
 
