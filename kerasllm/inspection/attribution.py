@@ -99,12 +99,15 @@ def _text_reader(model, text, target):
         others = {key: np.repeat(value, rows, axis=0) for key, value in inputs.items()}
         vectors = ops.cast(vectors, network.compute_dtype)
         features = network.embedding.around(vectors, segment_ids=others.get("segment_ids"))
-        hidden = network(np.tile(ids, (rows, 1)), features=features, training=False, **others)
+        token_ids = np.tile(ids, (rows, 1))
+        hidden = network(token_ids, features=features, training=False, **others)
         if place is None:
-            logits = model.logits(model.pool(hidden, others))
+            logits = model.logits(model.pool(hidden, {**others, "token_ids": token_ids}))
         else:
             logits = getattr(model, "token_logits", model.logits)(hidden[:, place])
-        return ops.log_softmax(ops.cast(logits[:, :classes], "float32"), axis=-1)
+        logits = ops.cast(logits[:, :classes], "float32")
+        # Of a model with several labels each is there or not for itself.
+        return ops.log_sigmoid(logits) if getattr(model, "multi_label", False) else ops.log_softmax(logits, axis=-1)
 
     if target is None:
         with no_gradient():

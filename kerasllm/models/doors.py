@@ -1,6 +1,7 @@
 """The doors of training: `fit`, `evaluate`, `predict` and their `_on_batch` forms, for data of any kind."""
 
 import contextlib
+import warnings
 
 import keras
 import numpy as np
@@ -59,6 +60,7 @@ class Doors:
             callbacks = callbacks or []
             self.fit_callbacks = callbacks if isinstance(callbacks, list | tuple) else callbacks.callbacks
             check_callbacks(self.optimizer, self.fit_callbacks)
+            warn_of_waiting(self.optimizer, data, steps_per_epoch, epochs - initial_epoch)
             return super().fit(
                 data,
                 epochs=epochs,
@@ -165,6 +167,19 @@ def check_counts(least: int = 1, **counts) -> None:
             continue
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
             raise ValueError(f"`{name}` must be a whole number from {least} on. Received: {name}={count!r}")
+
+
+def warn_of_waiting(optimizer, data, steps_per_epoch: int | None, epochs: int) -> None:
+    """Says so if the last batches of a training are too few for an update, and so change nothing yet."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    window = getattr(optimizer, "gradient_accumulation_steps", None)
+    steps = steps_per_epoch or (len(data) if hasattr(data, "__len__") else None)
+    if window and steps and (waiting := steps * epochs % window):
+        warnings.warn(
+            f"Weights are updated every {window} batches (gradient_accumulation_steps), and this training has "
+            f"{steps * epochs}: the last {waiting} change nothing unless training goes on with the same optimizer.",
+            stacklevel=4,
+        )
 
 
 def check_callbacks(optimizer, callbacks) -> None:

@@ -5,6 +5,7 @@ import pytest
 from inspected_models import TEXT, TOKENIZER, made, make, numpy
 from keras import ops
 
+import kerasllm
 from kerasllm.inspection import integrated_gradients
 from kerasllm.tuning import PromptTuning
 
@@ -37,6 +38,15 @@ def test_the_answer_and_its_probability_are_the_model_s():
     written = [*TOKENIZER.encode("be to"), TOKENIZER.end_token_id]
     found = integrated_gradients(made("t5"), TEXT, "be to")
     assert found.log_probability == pytest.approx(expected[range(6), written].sum(), abs=1e-4)
+
+
+@pytest.mark.one_backend
+def test_one_of_several_labels_is_probable_for_itself():
+    config = made("classifier").config
+    model = kerasllm.TextClassifier(config, TOKENIZER, multi_label=True, num_labels=3, pooling="last", pad_token_id=0)
+    found = integrated_gradients(model, TEXT, 2, steps=2)
+    logit = model.predict([TEXT], verbose=0)[0, 2]
+    assert found.log_probability == pytest.approx(-np.log1p(np.exp(-logit)), abs=1e-5)
 
 
 def test_one_step_is_the_gradient_half_way():

@@ -1,5 +1,7 @@
 """Token-weighted accumulation: k ragged micro-batches make the update of one batch of all their tokens."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -78,6 +80,18 @@ def test_nothing_moves_before_the_last_micro_batch():
         optimizer.batch_tokens = tokens
         optimizer.apply([ops.full((1,), gradient)], [variable])
         assert float(ops.convert_to_numpy(variable)[0]) == pytest.approx(expected)
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize(("epochs", "waiting"), [(1, 3), (4, 0)])
+def test_batches_that_wait_for_an_update_at_the_end_are_said(epochs, waiting):
+    model = small_model()
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=4))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.fit(ragged_rows()[0], batch_size=ROWS, epochs=epochs, verbose=0)
+    found = [str(each.message) for each in said if "gradient_accumulation_steps" in str(each.message)]
+    assert [f"the last {waiting} change nothing" in text for text in found] == [True] * bool(waiting)
 
 
 def test_plain_optimizers_are_untouched():
