@@ -35,16 +35,11 @@ def num_data_shards() -> int:
 def _check_torch(model, door):
     import torch
 
-    if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
+    if any(type(parameter).__name__ in ("DTensor", "FlatParameter") for parameter in model.parameters()):
         raise ValueError(
-            "The model has been sharded (fully_shard), and Keras would train the weights that it had before: nothing "
-            "would be shared. Train it on one device, or on the JAX backend with keras.distribution.ModelParallel."
-        )
-    parameters = {id(parameter) for parameter in model.parameters()}  # Those of a deleted adapter may still be there.
-    if parameters and not any(id(variable.value) in parameters for variable in model.variables):
-        raise ValueError(
-            "Parameters of the model have been replaced, as FullyShardedDataParallel does, and Keras would train the "
-            "weights that it had before. Train it on one device, or on the JAX backend with keras.distribution."
+            "The model has been sharded (fully_shard, FullyShardedDataParallel), and Keras would use the weights that "
+            "it had before: nothing would be shared. Use one device, or the JAX backend with "
+            "keras.distribution.ModelParallel."
         )
     if not door.startswith(("fit", "train")):
         return

@@ -244,7 +244,7 @@ class LanguageModel(Doors, Quantizable, Adaptable, KerasFiles, keras.Model):
         # (data) on TensorFlow and PyTorch, (state, data) on JAX.
         *state, data = arguments
         data = self._with_static_shapes(data)
-        if self.jit_compile:
+        if keras.backend.backend() != "torch" and self.jit_compile:
             self._shapes.note(data)
         if self._default_loss:
             self._tell_optimizer_tokens(data)

@@ -19,8 +19,7 @@ class Shapes:
 
     def note(self, data) -> None:
         """Remembers the shapes of a batch; on TensorFlow, which traces once, a length is unknown where it varies."""
-        backend = keras.backend.backend()
-        if backend == "torch" or self.has_warned:
+        if self.has_warned:
             return
         shapes = tuple(tuple(x.shape) for x in keras.tree.flatten(data) if hasattr(x, "shape"))
         self.seen.add(shapes)
