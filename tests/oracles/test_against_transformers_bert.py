@@ -18,6 +18,7 @@ from kerasllm import (
     Tokenizer,
     TransformerConfig,
 )
+from kerasllm.models.language_model import HeadInput
 
 SIZES = {
     "vocab_size": 31,
@@ -136,7 +137,7 @@ def test_both_heads_of_pretraining_and_their_gradients(tmp_path):
     def our_loss():
         hidden = model.transformer(**ours)
         weights = {"masked_lm": mask.astype("float32"), "next_sentence": np.ones(3, "float32")}
-        return model.compute_loss(ours, y, hidden, weights)
+        return model.compute_loss(ours, y, HeadInput(hidden), weights)
 
     def their_loss():
         return peer(**theirs, labels=ignored, next_sentence_label=torch.tensor(pairs).long()).loss

@@ -81,7 +81,7 @@ def test_packed_documents_are_cached_with_their_masks():
         (lambda m: cache_features(m, ROWS, max_bytes=100), "more than max_bytes=100"),
         (lambda m: cache_features(m, TokenDataset(TokenShards.from_arrays([ROWS.reshape(-1)]), 8, 2)), "each pass"),
         (lambda m: (m.unfreeze(), m.enable_lora(2), cache_features(m, ROWS)), "without adapters"),
-        (lambda m: cache_features(m, iter([1])), "arrays or one of our datasets"),
+        (lambda m: cache_features(m, (row for row in [1])), "arrays or one of our datasets"),
         (lambda m: _unfrozen_after(m), "another part of the model is frozen now"),
     ],
 )
