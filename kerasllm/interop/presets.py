@@ -156,6 +156,8 @@ def load_preset(cls, directory, dtype=None, **options):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
     generation = _read_generation(directory, values)
     check_config(generation, directory / "generation_config.json")
+    if "start_token_id" in options:  # which says the same
+        generation.pop("decoder_start_token_id", None)
     options.setdefault("generation_config", generation)
 
     if QUANTIZATION in values:

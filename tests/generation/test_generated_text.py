@@ -45,7 +45,7 @@ def scripted(monkeypatch, *scripts, a_step=1):
 
     class Engine:
         @staticmethod
-        def for_requests(model, requests, slots=None):
+        def for_requests(model, requests, slots=None, drafts=None):
             ids = [model.tokenizer.encode(script) if isinstance(script, str) else script for script in scripts]
             engines.append(Scripted(ids, a_step))
             return engines[-1]

@@ -135,7 +135,7 @@ def test_without_targets_the_decoders_own_tokens_are_the_targets():
         (lambda m: m.predict(np.ones((1, 2), "int32")), "reads .source, target. pairs"),
         (lambda m: m.fit({k: np.full((1, 3), 99) for k in Seq2SeqLM.input_keys[:2]}, verbose=0), "out of range: 99"),
         (lambda m: m.generate("one", num_beams=0), "num_beams=0"),
-        (lambda m: m.generate("one", num_beams=2, sampler="top_p"), "neither sampled nor streamed"),
+        (lambda m: m.generate("one", num_beams=2, sampler="top_p"), "neither sampled, streamed nor drafted"),
     ],
 )
 def test_bad_input_is_named(call, message, tokenizer):
