@@ -173,8 +173,13 @@ def warn_of_waiting(optimizer, data, steps_per_epoch: int | None, epochs: int) -
     """Says so if the last batches of a training are too few for an update, and so change nothing yet."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     window = getattr(optimizer, "gradient_accumulation_steps", None)
-    steps = steps_per_epoch or (len(data) if hasattr(data, "__len__") else None)
-    if window and steps and (waiting := steps * epochs % window):
+    if not window:
+        return
+    try:
+        steps = steps_per_epoch or len(data)
+    except TypeError:
+        return  # A generator, or a pipeline of unknown length.
+    if waiting := steps * epochs % window:
         warnings.warn(
             f"Weights are updated every {window} batches (gradient_accumulation_steps), and this training has "
             f"{steps * epochs}: the last {waiting} change nothing unless training goes on with the same optimizer.",
