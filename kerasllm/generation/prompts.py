@@ -1,7 +1,6 @@
 """What is generated from: texts or token ids, fitted to the model, and where answers stop."""
 
 import numbers
-import sys
 
 import keras
 import numpy as np
@@ -15,7 +14,7 @@ def check_eager() -> None:
     """Refuses to make tokens inside of a function that is being compiled: it decides on their values, token by token.
 
     Raises:
-        RuntimeError: inside `jax.jit`, `tf.function`, `Dataset.map` or `torch.compile`.
+        RuntimeError: inside `jax.jit`, `tf.function` or `Dataset.map`.
     """
     backend, inside = keras.backend.backend(), None
     if backend == "jax":
@@ -27,13 +26,20 @@ def check_eager() -> None:
         import tensorflow as tf
 
         inside = None if tf.executing_eagerly() else "tf.function or Dataset.map"
-    elif "torch" in sys.modules and sys.modules["torch"].compiler.is_compiling():
-        inside = "torch.compile"
     if inside:
         raise RuntimeError(
             f"`generate` cannot run inside {inside}: it looks at each token in Python, and compiles its own steps. "
             "Call it outside; a SavedModel (`export`) has `generate` as a graph."
         )
+
+
+def outside_of_graphs(function):
+    """The function, which torch.compile leaves out of its graphs: it runs as it is, with the values that it gets."""
+    if keras.backend.backend() != "torch":
+        return function
+    import torch
+
+    return torch.compiler.disable(function)
 
 
 def token_prompts(model, prompts):

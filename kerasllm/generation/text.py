@@ -20,6 +20,7 @@ from kerasllm.generation.prompts import (
     fit_context,
     fit_prompt,
     fit_source,
+    outside_of_graphs,
     stop_strings,
     stop_token_ids_of,
     token_prompts,
@@ -53,6 +54,7 @@ class Completion:
     accepted: int = 0
 
 
+@outside_of_graphs
 def generate(model, prompts, max_new_tokens=None, **given):
     """See `CausalLM.generate`."""
     check_eager()
