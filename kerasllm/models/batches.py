@@ -37,6 +37,8 @@ def task_data(model, x, y=None, sample_weight=None, batch_size=32, shuffle=False
                     f"Received: {name} beside it"
                 )
     if isinstance(x, CountedDataset):
+        if isinstance(x, ArrayDataset):
+            _check_arrays(model, *x.parts[:2])
         _check_counted(model, x)
         return with_class_weight(model, x, class_weight)
     if tf_data.is_tf_dataset(x):
@@ -138,6 +140,12 @@ def class_table(model, class_weight) -> np.ndarray:
         table[label] = weight
     check_weights(table)
     return table
+
+
+def _check_arrays(model, x, y=None) -> None:
+    model.check_inputs(x if isinstance(x, dict) else {"token_ids": x})
+    if y is not None:
+        model.check_targets(y)
 
 
 def _check_counted(model, data) -> None:
