@@ -36,7 +36,7 @@ def test_the_python_of_a_page_runs(page, tmp_path):
 def test_all_that_the_pages_name_is_reached_from_the_package():
     """Without another import: `kerasllm.interop.keras_hub` is imported when it is asked for."""
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
-    names = sorted({name for page in pages for name in re.findall(r"kerasllm(?:\.\w+)+", page.read_text())})
+    names = sorted({name for page in pages for name in re.findall(r"(?<!\.)\bkerasllm(?:\.\w+)+", page.read_text())})
     assert "kerasllm.interop.keras_hub" in names
     code = "import sys, kerasllm\nfor name in sys.argv[1:]: eval(name)"
     names.remove("kerasllm.serving.ray_app")  # which needs Ray

@@ -120,7 +120,7 @@ def test_iterables_are_documents_and_are_drawn_one_by_one():
 
 
 def test_missing_and_empty_sources(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file or folder '.*nowhere\.txt'.*put it in a list"):
+    with pytest.raises(FileNotFoundError, match=r"no file or folder '.*nowhere\.txt'.*goes into a list"):
         list(read_texts(str(tmp_path / "nowhere.txt")))
     for name in ("empty.txt", "empty.csv", "empty.jsonl"):
         (tmp_path / name).write_text("")

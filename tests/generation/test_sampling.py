@@ -363,8 +363,9 @@ def test_arguments_name_a_sampler():
     assert Sampler.from_arguments(mine) is mine
     with pytest.raises(ValueError, match="beam"):
         Sampler.from_arguments("beam")
-    with pytest.raises(ValueError, match="top_k=0"):
-        Sampler.from_arguments("top_k", top_k=0)
+    assert Sampler.from_arguments("top_k", top_k=0) == Sampler(1.0)  # all of them
+    with pytest.raises(ValueError, match="top_k=-1"):
+        Sampler.from_arguments("top_k", top_k=-1)
     with pytest.raises(ValueError, match=r"'top_p'.*greedy"):
         Sampler.from_arguments("greedy", top_p=0.9)
     with pytest.raises(ValueError, match=r"min_p.*dataclasses.replace"):

@@ -124,6 +124,10 @@ def set_cache_dtype(model):
     model.cache_dtype = "int8"
 
 
+def set_generation(model):
+    model.generation_config = {"eos_token_id": [2, 5], "do_sample": True, "temperature": 0.6, "num_beams": 1}
+
+
 def anchored(model):
     anchor(model, 0.5, {v.path: np.full(v.shape, 2.0, "float32") for v in model.trainable_variables})
     randomize(model)
@@ -162,6 +166,7 @@ STATES = {
     "an anchor against forgetting": anchored,
     "cache_dtype": set_cache_dtype,
     "tokenizer, special tokens, chat template": special_tokens,
+    "settings of generation": set_generation,
     "compiled": compiled(),
     "AdamW: decay, schedule, accumulation, smoothing": smoothed,
     "Muon": compiled(lambda model: muon(0.01, model=model)),
@@ -315,7 +320,7 @@ def refusal(state: str, way: str) -> str | None:
 
 
 ATTRIBUTES = ("cache_dtype",)  # of a model, that are no arguments of its constructor
-NOT_OPTIONS = ("name", "dtype", "tokenizer", "structure")
+NOT_OPTIONS = ("name", "dtype", "tokenizer", "structure", "generation_config")
 ROLES = ("start", "end", "pad", "mask", "unk")
 OF_A_TOKENIZER = ("fingerprint", "chat_template", *(f"{role}_token_id" for role in ROLES))
 
@@ -329,6 +334,7 @@ def facts(model) -> dict:
         "answers": [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(model(inputs_of(model)))],
         "options": {name: value for name, value in config.items() if name not in NOT_OPTIONS},
         **{name: getattr(model, name) for name in ATTRIBUTES},
+        "generation": config["generation_config"],
         "tokenizer": model.tokenizer and {name: getattr(model.tokenizer, name) for name in OF_A_TOKENIZER},
         "adapters": model.adapters,
         "active": state and {name: each.amount for name, each in state.all.items()},
@@ -357,7 +363,7 @@ def training(model) -> dict:
     }
 
 
-OF_ANSWERS = ("answers", "options", "tokenizer", *ATTRIBUTES)
+OF_ANSWERS = ("answers", "options", "generation", "tokenizer", *ATTRIBUTES)
 OF_TRAINING = ("compiled", "optimizer", "decayed", "rates", "optimizer's variables", "loss")
 
 
@@ -366,6 +372,8 @@ def assert_same(model, again, what: str) -> None:
     names = {KEPT: one, ARCHITECTURE: [name for name in one if name not in (*OF_TRAINING, "zeros")]}
     for name in names.get(what, OF_ANSWERS):
         mine, its = one[name], other[name]
+        if name == "generation":  # A preset has the tokenizer's special tokens there, too.
+            its = {key: value for key, value in its.items() if key in mine or what != ANSWERS}
         if isinstance(mine, list) and mine and isinstance(mine[0], np.ndarray):
             assert len(mine) == len(its), name
             for a, b in zip(mine, its):

@@ -148,7 +148,8 @@ def test_the_base_is_named_where_it_still_is(tmp_path, monkeypatch):
     model.transformer.final_norm.scale.assign(model.transformer.final_norm.scale + 1)
     model.add_adapter("mine", LoRA(rank=2))
     assert saved(model) is None
-    model.save_to_preset("elsewhere")
+    with model.disable_adapter():
+        model.save_to_preset("elsewhere")
     assert saved(model) == str(tmp_path / "elsewhere")
     model.merge()
     model.save_to_preset("merged")
