@@ -1,6 +1,7 @@
 """What stands before every route: a request id, the key, the limits of a body, and a line in the log."""
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -14,6 +15,7 @@ from kerasllm.serving.errors import ApiError
 from kerasllm.serving.replies import to_json
 
 OPEN_PATHS = ("/health",)
+DRAIN_BYTES, DRAIN_SECONDS = 1 << 26, 2.0  # read and left of a request that is refused before its body
 logger = logging.getLogger("kerasllm.serving")
 
 
@@ -43,6 +45,7 @@ class Gate:
         request_id = given if re.fullmatch(r"[\w.-]{1,128}", given, re.ASCII) else f"req-{uuid.uuid4().hex}"
         notes = scope.setdefault("state", {})["notes"] = {}
         began, status, method = time.perf_counter(), 0, scope["method"]
+        unread = method in ("POST", "PUT", "PATCH") and b"expect" not in headers
         if method == "HEAD":  # As GET; the server's protocol leaves out the body.
             scope = {**scope, "method": "GET"}
 
@@ -58,6 +61,7 @@ class Gate:
             if method in ("POST", "PUT", "PATCH"):
                 _check_encoding(headers.get(b"content-encoding", b"identity"))
                 body = await self._body(headers, receive)
+                unread = False
                 if body is None:  # The client has gone.
                     return
                 if self.log_text:
@@ -65,6 +69,8 @@ class Gate:
                 receive = _replayed(body, receive)
             await self.app(scope, receive, answer)
         except ApiError as error:
+            if unread and error.status != 408:
+                await _drain(receive)
             await _refuse(error, answer)
         except Exception:  # Answered here, so that a page may read that, too.
             logger.exception("failed", extra={"request_id": request_id})
@@ -149,6 +155,16 @@ def _replayed(body: bytes, receive):
         return first.pop() if first else await receive()
 
     return again
+
+
+async def _drain(receive) -> None:
+    """Reads on for a while what a refused client still sends: a connection that is closed on unread bytes is reset, and
+    the client would not get its answer."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while size < DRAIN_BYTES and (message := await receive()).get("more_body"):
+                size += len(message.get("body", b""))
 
 
 async def _refuse(error: ApiError, send) -> None:
