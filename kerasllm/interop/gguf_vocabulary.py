@@ -149,7 +149,7 @@ def _kind(description: dict) -> str:
             if missing := {*byte_alphabet()} - model["vocab"].keys():
                 raise ValueError(f"{len(missing)} of the 256 bytes have no token")
             return name
-    raise ValueError(f"it cuts texts with {_name(cut)}, of which there is no equal there")
+    raise ValueError(f"it cuts texts with {_name(cut)}, and llama.cpp has no equal of it")
 
 
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -133,7 +133,7 @@ def _parsed(name: str) -> tuple[str, str]:
     for end, kind in FACTORS.items():
         if plainly.endswith(f".{end}"):
             return plainly.removesuffix(f".{end}"), kind
-    raise ValueError(f"The adapter has {name!r}, which no supported kind of adapter has.")
+    raise ValueError(f"The adapter has {name!r}, which belongs to no supported kind of adapter.")
 
 
 def _why_not(names: Names, module: str, known: str | None, model) -> str:

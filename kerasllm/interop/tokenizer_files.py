@@ -68,7 +68,7 @@ def read_older(directory, config: dict) -> RustTokenizer | None:
     names, classes, read = reader
     for path in (directory / name for name in names):
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{str(path)!r} is larger than {MAX_BYTES} bytes, which no vocabulary is.")
+            raise ValueError(f"{str(path)!r} is larger than {MAX_BYTES} bytes, too large for a vocabulary.")
     its_class = _class_of(directory, config)
     if its_class not in (*ANY, *classes):
         raise ValueError(
